@@ -1,0 +1,3 @@
+"""talas: distil text-embedding models from cached sentence embeddings."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,379 @@
+"""Sentence encoders: a transformers model, its tokenizer and a pooling, computed packed wherever the model allows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers.masking_utils import AttentionMaskInterface
+
+from talas_lib.errors import TalasError
+from talas_lib.packed import Layout, TokenSequences, packed_attention
+from talas_lib.pooling import POOLINGS, pool
+
+PACKED = "talas_packed"
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, lambda *_, **__: None)  # the layout replaces the mask
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model")
+
+
+class Encoder(nn.Module):
+    """Texts or token ids in, sentence vectors out.
+
+    model: a transformers base model (BERT, XLM-R, MPNet, Qwen3, ...). pooling: cls, mean or last. `padding_side`
+    matters only to models without packed attention. `attention="bidirectional"` lets every token of a decoder see the
+    whole sentence (LLM2Vec). `normalize` is whether `encode` returns unit vectors unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        pooling: str,
+        max_length: int = 256,
+        padding_side: str = "right",
+        prompt: str = "",
+        attention: str = "native",
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise TalasError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_length = max_length
+        self.prompt = prompt
+        self.bidirectional = attention == "bidirectional"
+        self.normalize = normalize
+        self.used_vocabulary: Tensor | None = None
+        self._padding_side = padding_side
+        # the pooler takes no part in the vector: kept in a tuple, where it is no submodule, until the model is saved
+        self._aside = (getattr(model, "pooler", None),)
+        if self._aside[0] is not None:
+            model.pooler = None
+        self.packed = bool(model._supports_attention_backend) and not _slides(model.config)
+        model.set_attn_implementation(PACKED if self.packed else "eager")
+
+    @classmethod
+    def load(cls, folder: Path | str, *, layers: Sequence[int] | None = None, **options: Any) -> Encoder:
+        """From a local folder in transformers or sentence-transformers form, in fp32.
+
+        layers: block indices to keep, in order (layer reduction); None keeps all. Only safetensors weights are read and
+        no code from the folder is run. TalasError says what is missing when the folder holds no such model.
+        """
+        folder = transformer_folder(folder)
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
+        )
+        if layers is not None:
+            keep_layers(model, layers)
+        return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), **options)
+
+    @property
+    def dim(self) -> int:
+        """Width of the sentence vector."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks L; there are L + 1 hidden states, number 0 being the embedding output."""
+        return len(_blocks(self.model))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, named as in the model's own state dict."""
+        return dict(self.model.named_parameters())
+
+    # ---- tokens
+
+    def tokenize(self, texts: Sequence[str]) -> TokenSequences:
+        """Token ids with special tokens, prompt in front, cut to max_length; with last pooling the last id is end-of-text.
+
+        TalasError for a text without tokens, by its index.
+        """
+        if not len(texts):
+            return TokenSequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        ids = self.tokenizer([self.prompt + t for t in texts], truncation=True, max_length=self.max_length)["input_ids"]
+        if self.pooling == "last":
+            ids = [self._end(row) for row in ids]
+        try:
+            return TokenSequences.from_lists(ids)
+        except ValueError as error:
+            raise TalasError(f"{error}: {texts[int(str(error).split()[1])]!r} is empty after tokenisation; remove it") from None
+
+    def end_of_text_ids(self) -> list[int]:
+        """Ids that may close a sentence for last-token pooling, the one to append first."""
+        tok = self.tokenizer
+        named = tok.convert_tokens_to_ids("<|endoftext|>") if "<|endoftext|>" in tok.get_vocab() else None
+        ids = [i for i in (named, tok.eos_token_id, tok.sep_token_id) if i is not None]
+        if not ids:
+            raise TalasError("last-token pooling needs a tokenizer with an end-of-text token, and this one has none")
+        return ids
+
+    def _end(self, ids: list[int]) -> list[int]:
+        ends = self.end_of_text_ids()
+        return ids if ids and ids[-1] in ends else [*ids[: self.max_length - 1], ends[0]]
+
+    # ---- forward
+
+    def forward(self, ids: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """All hidden states of a packed batch: L + 1 tensors `[T, dim]`, the last one being the model's output.
+
+        ids: int64 `[T]`. Models without packed attention (MPNet) are padded inside and give the same tensors.
+        """
+        if self.packed:
+            layout = Layout(layout.lengths, layout.longest, self.bidirectional)
+            out = self.model(
+                input_ids=ids[None],
+                position_ids=(layout.position + self._first_position)[None],
+                layout=layout,
+                output_hidden_states=True,
+                **self._no_cache,
+            )
+            return tuple(h[0] for h in out.hidden_states)
+        return self.forward_padded(ids, layout)
+
+    def forward_padded(self, ids: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """The same tensors through an ordinary padded batch, padded on `padding_side`."""
+        grid = layout.pad(ids + 1) - 1  # -1 marks an empty cell
+        left = self._padding_side == "left"
+        shift = layout.longest - layout.lengths
+        column = torch.arange(layout.longest, device=ids.device)[None]
+        source = column - shift[:, None] if left else column + 0 * shift[:, None]
+        valid = (source >= 0) & (source < layout.lengths[:, None])
+        pad_id = self.tokenizer.pad_token_id or 0
+        grid = torch.where(valid, grid.gather(1, source.clamp(0, layout.longest - 1)), pad_id)
+        mask: Tensor = valid.long()
+        if self.bidirectional:
+            allowed = valid[:, None, None].expand(-1, 1, layout.longest, -1)
+            mask = torch.zeros(allowed.shape, device=ids.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        with self._attention("eager"):
+            out = self.model(input_ids=grid, attention_mask=mask, output_hidden_states=True, **self._no_cache)
+        rows = layout.sentence
+        cols = layout.position + (shift[rows] if left else 0)
+        return tuple(h[rows, cols] for h in out.hidden_states)
+
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if hasattr(self.model.config, "use_cache") and not _is_bert_like(self.model) else {}
+
+    @property
+    def _first_position(self) -> int:
+        """RoBERTa counts positions from padding_idx + 1."""
+        embeddings = getattr(self.model, "embeddings", None)
+        offset = getattr(embeddings, "padding_idx", None) if "roberta" in self.model.config.model_type else None
+        return 0 if offset is None else offset + 1
+
+    @contextmanager
+    def _attention(self, implementation: str) -> Any:
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    # ---- vectors
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        pooling: str | None = None,
+        tokens_per_batch: int = 4096,
+        precision: str = "fp32",
+        progress: Any = None,
+    ) -> np.ndarray:
+        """Sentence vectors, float32 `[texts, dim]`, in evaluation mode; equal texts are computed once.
+
+        Sentences are sorted by length and packed up to `tokens_per_batch`; precision fp32 or bf16 (autocast).
+        `progress`, when given, is called with the number of distinct texts finished so far and in all.
+        """
+        distinct = list(dict.fromkeys(texts))
+        where = {t: i for i, t in enumerate(distinct)}
+        tokens = self.tokenize(distinct)
+        out = np.empty((len(distinct), self.dim), dtype=np.float32)
+        was_training, done = self.training, 0
+        self.eval()
+        try:
+            for rows in batches_by_length(tokens.lengths, tokens_per_batch):
+                ids, lengths = tokens.take(rows)
+                layout = Layout.of(lengths).to(self.device)
+                with autocast(self.device, precision):
+                    last = self(ids.to(self.device), layout)[-1]
+                vectors = pool(last.float(), layout, pooling or self.pooling)
+                if self.normalize if normalize is None else normalize:
+                    vectors = nn.functional.normalize(vectors, dim=-1)
+                out[rows] = vectors.cpu().numpy()
+                done += len(rows)
+                if progress is not None:
+                    progress(done, len(distinct))
+        finally:
+            self.train(was_training)
+        return out[[where[t] for t in texts]]
+
+    # ---- vocabulary
+
+    def compact_vocabulary(self, used: Tensor) -> None:
+        """Keep only the embedding rows in `used` (sorted distinct ids, int64) while training; ids must be renumbered to match.
+
+        A row that no training sentence uses has no gradient, so ASAM never moves it and AdamW only decays it:
+        `expand_vocabulary` does that decay at once. Same mathematics, a fraction of the memory traffic.
+        """
+        if self.used_vocabulary is not None:
+            raise RuntimeError("the vocabulary is compact already")
+        table = self.model.get_input_embeddings()
+        self._full_table = table.weight.detach().clone()
+        self._padding_idx = table.padding_idx
+        small = nn.Embedding(len(used), self.dim, device=table.weight.device)
+        small.weight.data.copy_(table.weight.data[used])
+        self.model.set_input_embeddings(small)
+        self.used_vocabulary = used
+
+    def expand_vocabulary(self, decay: float = 1.0) -> None:
+        """Undo `compact_vocabulary`: trained rows in their places, all others times `decay`."""
+        if self.used_vocabulary is None:
+            return
+        weight = self._full_table.to(self.device) * decay
+        weight[self.used_vocabulary] = self.model.get_input_embeddings().weight.detach()
+        table = nn.Embedding(*weight.shape, padding_idx=self._padding_idx, _weight=weight, device=weight.device)
+        self.model.set_input_embeddings(table)
+        self.used_vocabulary = None
+        del self._full_table
+
+    # ---- files
+
+    def save_transformer(self, folder: Path) -> None:
+        """Model, config and tokenizer in transformers form (safetensors)."""
+        if self.used_vocabulary is not None:
+            raise RuntimeError("expand_vocabulary() before saving")
+        if self._aside[0] is not None:
+            self.model.pooler = self._aside[0].to(self.device)
+        try:
+            self.model.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            if self._aside[0] is not None:
+                self.model.pooler = None
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def batches_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterable[np.ndarray]:
+    """Row numbers in batches of similar length, longest first, each of at most `tokens_per_batch` tokens (at least one row)."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        size = max(1, tokens_per_batch // longest)
+        yield order[start : start + size]
+        start += size
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> None:
+    """Cut a model down to the given blocks, in place. TalasError when an index does not exist."""
+    blocks = _blocks(model)
+    wrong = [i for i in layers if not 0 <= i < len(blocks)]
+    if wrong or not layers:
+        raise TalasError(f"layers {list(layers)} of a model with {len(blocks)} blocks: choose from 0 to {len(blocks) - 1}")
+    kept = nn.ModuleList([blocks[i] for i in layers])
+    for number, block in enumerate(kept):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    parent, name = _block_parent(model)
+    setattr(parent, name, kept)
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+
+
+def _block_parent(model: Any) -> tuple[Any, str]:
+    if hasattr(model, "encoder") and hasattr(model.encoder, "layer"):
+        return model.encoder, "layer"
+    if hasattr(model, "layers"):
+        return model, "layers"
+    raise TalasError(f"{type(model).__name__} keeps its blocks neither in encoder.layer nor in layers; it is not supported")
+
+
+def _blocks(model: Any) -> nn.ModuleList:
+    parent, name = _block_parent(model)
+    return getattr(parent, name)
+
+
+def _is_bert_like(model: Any) -> bool:
+    return hasattr(model, "encoder") and hasattr(model.encoder, "layer")
+
+
+def _slides(config: Any) -> bool:
+    return any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
+
+
+def transformer_folder(folder: Path | str) -> Path:
+    """The folder that holds config.json: the folder itself, or module 0 of a sentence-transformers folder.
+
+    TalasError when there is none, or when the weights are not safetensors (pickled weights can run code and are refused).
+    """
+    folder = Path(folder).expanduser()
+    modules = folder / "modules.json"
+    if modules.is_file():
+        first = json.loads(modules.read_text())[0].get("path", "")
+        folder = folder / first if first else folder
+    if not (folder / "config.json").is_file():
+        raise TalasError(f"{folder} holds no model: there is no config.json. Give a folder in transformers or sentence-transformers form")
+    if not list(folder.glob("*.safetensors")):
+        raise TalasError(f"{folder} has no *.safetensors weights. Pickled weights are not read; convert them with save_pretrained()")
+    return folder
+
+
+def pooling_of_folder(folder: Path | str) -> str | None:
+    """cls, mean or last as a sentence-transformers folder declares it; None when it does not say."""
+    for config in sorted(Path(folder).expanduser().glob("*_Pooling/config.json")):
+        declared = json.loads(config.read_text())
+        if declared.get("pooling_mode") in POOLINGS:
+            return str(declared["pooling_mode"])
+        names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+        chosen = [ours for key, ours in names.items() if declared.get(key)]
+        if len(chosen) == 1:
+            return chosen[0]
+    return None
+
+
+def folder_fingerprint(folder: Path | str) -> dict[str, str]:
+    """sha256 of the weights, of the configuration and of the tokenizer files of a model folder."""
+    folder = transformer_folder(folder)
+    tokenizer = [folder / n for n in TOKENIZER_FILES if (folder / n).is_file()]
+    return {
+        "weights": _sha256(sorted(folder.glob("*.safetensors"))),
+        "config": _sha256([folder / "config.json"]),
+        "tokenizer": _sha256(tokenizer),
+    }
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

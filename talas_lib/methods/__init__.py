@@ -1,0 +1,53 @@
+"""Distillation methods, one a module, each with a `Config` and a `METHOD` class (see methods.base).
+Torch-free at import.
+
+A method counts as available when it has both a module here and a file of values,
+`params/methods/<name>.yaml`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from talas_lib.errors import TalasError, did_you_mean, listed
+
+
+def available() -> list[str]:
+    """Names of the methods that can be trained, sorted."""
+    from talas_lib import paths
+
+    folder = paths.params_dir() / "methods"
+    modules = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem in modules)
+
+
+def module(name: str) -> ModuleType:
+    """The module of a method. Raises TalasError for a name that is not in `available()`."""
+    names = available()
+    if name not in names:
+        raise TalasError(
+            f"unknown method {name!r}.{did_you_mean(name, names)} Accepted: {listed(names)}."
+            f" A new method is a module talas_lib/methods/{name}.py with Config and METHOD,"
+            f" and its values in params/methods/{name}.yaml"
+        )
+    return importlib.import_module(f"talas_lib.methods.{name}")
+
+
+def config_class(name: str) -> type[BaseModel]:
+    """The pydantic class of a method's settings. Raises TalasError for an unknown name."""
+    return module(name).Config
+
+
+def method_class(name: str) -> Any:
+    """The class of the method object (see methods.base.Method). Raises TalasError for an unknown name."""
+    return module(name).METHOD
+
+
+def needs_teacher(name: str) -> bool:
+    """Whether the method reads teacher vectors at all (SimCSE does not). Raises TalasError for an unknown name."""
+    return bool(method_class(name).needs_teacher)

@@ -1,0 +1,197 @@
+"""What a file of `params/` may say: teachers, students, corpora, task suites and optimizers as frozen
+pydantic models.
+
+The file's name is the value's name, so `name` is never written inside. Types are strict; an int is taken for
+a float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Pooling = Literal["cls", "mean", "last"]
+ARCHITECTURES = ("bert", "xlm-r", "mpnet", "qwen3", "qwen3-bidirectional")
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, no unknown keys, strict types, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str
+
+
+class TeacherSpec(Spec):
+    """A frozen sentence encoder to learn from.
+
+    source: `package:<asset>`, `hub:<owner/name>`, `tiny:<arch>[@seed]`, or a local folder (absolute, or
+    starting with `.` or `~`). revision: hub commit, also of the hub copy behind a package. pooling: `auto`
+    reads the model's own 1_Pooling/config.json. padding_side: matters to `last` and to decoder models.
+    prompt: put before every sentence. attention: `bidirectional` lifts the causal mask of a decoder
+    (LLM2Vec). dim: width of its vectors, checked at load. normalize: unit length. hub_id: where a packaged
+    model can also be had.
+    """
+
+    source: str
+    revision: str | None = None
+    pooling: Literal["cls", "mean", "last", "auto"]
+    padding_side: Literal["left", "right"] = "right"
+    prompt: str = ""
+    max_length: int = Field(ge=4, le=131_072)
+    attention: Literal["native", "bidirectional"] = "native"
+    dim: int | None = Field(default=None, ge=1)
+    normalize: bool = True
+    licence: str | None = None
+    hub_id: str | None = None
+
+
+class StudentSpec(Spec):
+    """The encoder to train. layers: block indices kept, from 0, None for all. The rest as in TeacherSpec."""
+
+    source: str
+    revision: str | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = None
+    pooling: Pooling = "cls"
+    max_length: int = Field(ge=4, le=131_072)
+    licence: str | None = None
+    hub_id: str | None = None
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> StudentSpec:
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers {list(self.layers)} must ascend without repeats")
+        return self
+
+
+class CorpusSpec(Spec):
+    """Unlabelled training sentences.
+
+    kind: `packaged` (built from a package, no network at import), `local` (path below TALAS_DATA), `file` (a
+    path of the user's), `tiny` (a few built-in sentences). sentences: how many to draw, None for all; seed:
+    of that draw. held_out: task suite whose test texts a built corpus leaves out; a file is read as it is.
+    """
+
+    kind: Literal["packaged", "local", "file", "tiny"]
+    sentences: int | None = Field(default=None, ge=2)
+    seed: int = Field(default=0, ge=0)
+    path: str | None = None
+    text_column: str = "text"
+    source_column: str = "source"
+    held_out: str | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> CorpusSpec:
+        wants_path = self.kind in ("local", "file")
+        if wants_path != (self.path is not None):
+            raise ValueError(f"a corpus of kind {self.kind} {'needs' if wants_path else 'takes no'} path")
+        if wants_path and self.held_out is not None:
+            raise ValueError(f"a corpus of kind {self.kind} takes no held_out: its sentences are read as they are")
+        return self
+
+
+METRICS = {
+    "classification": "macro_f1",
+    "pair": "average_precision",
+    "similarity": "spearman",
+    "retrieval": "ndcg_at_10",
+}
+
+
+class TaskSpec(Spec):
+    """One evaluation task: the function that builds it from local, packaged or tiny data, its metric and
+    provenance.
+
+    in_domain: whether its texts come from the corpus's sources, None when the question has no answer.
+    """
+
+    kind: Literal["classification", "pair", "similarity", "retrieval"]
+    metric: Literal["macro_f1", "average_precision", "spearman", "ndcg_at_10"]
+    builder: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    in_domain: bool | None = None
+    source: str
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _metric_fits_kind(self) -> TaskSpec:
+        if self.metric != METRICS[self.kind]:
+            raise ValueError(f"a {self.kind} task is scored by {METRICS[self.kind]}, not {self.metric}")
+        return self
+
+
+class TaskSuiteSpec(Spec):
+    """Tasks that are reported together, and the protocol they are scored by. Suites of different protocol do not mix."""
+
+    description: str = ""
+    protocol: str
+    tasks: Annotated[tuple[TaskSpec, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> TaskSuiteSpec:
+        names = [task.name for task in self.tasks]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"task names repeat: {', '.join(repeated)}")
+        return self
+
+
+# settings each kind needs; any other of them has no meaning for it
+OPTIMIZER_SETTINGS: dict[str, tuple[str, ...]] = {
+    "adamw": (),
+    "sam": ("rho", "same_dropout", "perturb_heads"),
+    "asam": ("rho", "eta", "bias_mode", "same_dropout", "perturb_heads"),
+    "disam": ("rho", "variance_weight", "same_dropout", "perturb_heads"),
+}
+
+
+class OptimizerSpec(Spec):
+    """AdamW, or AdamW inside a sharpness-aware step.
+
+    rho: radius of the perturbation. eta: floor under |w| in ASAM's scaling. bias_mode: ASAM scales biases by
+    |w| (`abs`) or not at all (`identity`). perturb_heads: heads are perturbed with the student. same_dropout:
+    the second pass repeats the masks of the first. variance_weight: DISAM's lambda. None where the kind has
+    no such setting.
+    """
+
+    kind: Literal["adamw", "sam", "asam", "disam"]
+    rho: float | None = Field(default=None, ge=0)
+    eta: float | None = Field(default=None, ge=0)
+    bias_mode: Literal["abs", "identity"] | None = None
+    perturb_heads: bool | None = None
+    same_dropout: bool | None = None
+    variance_weight: float | None = Field(default=None, ge=0)
+    notes: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that mean something for this kind."""
+        return {name: getattr(self, name) for name in OPTIMIZER_SETTINGS[self.kind]}
+
+    @model_validator(mode="after")
+    def _settings_fit_kind(self) -> OptimizerSpec:
+        every = OPTIMIZER_SETTINGS["asam"] + OPTIMIZER_SETTINGS["disam"]
+        missing = [name for name, value in self.settings.items() if value is None]
+        foreign = [
+            name for name in dict.fromkeys(every) if name not in self.settings and getattr(self, name) is not None
+        ]
+        if missing:
+            raise ValueError(f"optimizer kind {self.kind} needs {', '.join(missing)}")
+        if foreign:
+            raise ValueError(f"optimizer kind {self.kind} has no {', '.join(foreign)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Specs:
+    """What the names stand for; None where the notebook has no such parameter."""
+
+    teacher: TeacherSpec | None = None
+    student: StudentSpec | None = None
+    corpus: CorpusSpec | None = None
+    tasks: TaskSuiteSpec | None = None
+    method: BaseModel | None = None
+    optimizer: OptimizerSpec | None = None

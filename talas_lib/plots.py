@@ -1,0 +1,118 @@
+"""Figures for reading: the title says the finding, the same colour means the same model everywhere, safe for colour blindness."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette; one colour a kind of model
+COLOURS = {"teacher": "#000000", "untrained": "#999999", "untrained student, CLS pooling": "#BBBBBB"}
+OPTIMIZER_COLOURS = {"asam": "#D55E00", "sam": "#CC79A7", "adamw": "#0072B2"}
+SPARE = ("#009E73", "#E69F00", "#56B4E9", "#F0E442")
+
+
+def colour(label: str, index: int = 0) -> str:
+    """The colour of a model by its label."""
+    if label in COLOURS:
+        return COLOURS[label]
+    if label.startswith("untrained"):
+        return COLOURS["untrained"]
+    for name, value in OPTIMIZER_COLOURS.items():
+        if f"+ {name}" in label and "-" not in label.split("+ ")[1].split(",")[0]:
+            return value
+    return SPARE[index % len(SPARE)]
+
+
+def _axes(width: float, height: float) -> tuple[Figure, object]:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    plt.close(figure)  # shown by the notebook that asked for it, not twice
+    return figure, axes
+
+
+def scores(table: pd.DataFrame) -> Figure:
+    """Score per task and the average for each model; `table` as compare.scores_table gives it."""
+    import seaborn as sns
+
+    long = table.rename_axis("model").reset_index().melt(id_vars="model", var_name="task", value_name="score")
+    palette = {m: colour(m, i) for i, m in enumerate(table.index)}
+    figure, axes = _axes(1.6 * table.shape[1] + 2, 4.6)
+    sns.barplot(long, x="task", y="score", hue="model", palette=palette, ax=axes)
+    trained = [m for m in table.index if "student" not in m and m != "teacher"]
+    base = table.loc[[m for m in table.index if "untrained" in m], "avg"].max()
+    best = table.loc[trained, "avg"].max() if trained else base
+    axes.set_title(f"Best trained student {best:.1f} on average, better untrained student {base:.1f}, teacher {table.loc['teacher', 'avg']:.1f}")
+    axes.set_ylabel("score (0 to 100)")
+    axes.set_xlabel("")
+    axes.set_ylim(0, 100)
+    sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
+    return figure
+
+
+def eigenvalues(table: pd.DataFrame) -> Figure:
+    """Largest Hessian eigenvalue of each model by power iteration and by Lanczos; `table` from compare.sharpness_table."""
+    import seaborn as sns
+
+    rows = table[(table["quantity"] == "lambda_max") & table["batch"].isna()]
+    figure, axes = _axes(7.5, 4.2)
+    sns.barplot(rows, x="model", y="value", hue="estimator", palette=["#56B4E9", "#E69F00"], ax=axes)
+    lanczos = rows[rows["estimator"] == "lanczos"].set_index("model")["value"]
+    axes.set_title("Largest Hessian eigenvalue: " + ", ".join(f"{m} {v:.3g}" for m, v in lanczos.items()), fontsize="medium", wrap=True)
+    axes.set_ylabel("$\\lambda_{max}$ of the full objective")
+    axes.set_xlabel("")
+    axes.legend(title="", frameon=False)
+    return figure
+
+
+def training_curves(table: pd.DataFrame, terms: Sequence[str] = ("loss", "loss_tamd", "loss_lasd", "loss_simcse")) -> Figure:
+    """Total loss and its unweighted terms over the epochs, one line a run; `table` from compare.curves_table."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    shown = [t for t in terms if t in table.columns]
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, grid = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
+    plt.close(figure)
+    models = list(dict.fromkeys(table["model"]))
+    for axes, term in zip(grid[0], shown, strict=True):
+        for i, model in enumerate(models):
+            rows = table[table["model"] == model].sort_values("step")
+            smooth = rows[term].rolling(5, min_periods=1, center=True).mean()
+            axes.plot(rows["epoch"], rows[term], color=colour(model, i), alpha=0.25, linewidth=1)
+            axes.plot(rows["epoch"], smooth, color=colour(model, i), label=model, linewidth=1.8)
+        axes.set_title(term.replace("loss_", "").upper() if term != "loss" else "total objective")
+        axes.set_xlabel("epoch")
+    grid[0][0].set_ylabel("loss (thick: mean of 5 logged steps)")
+    grid[0][-1].legend(frameon=False)
+    return figure
+
+
+def power_traces(traces: dict[str, Sequence[float]], exact: dict[str, float]) -> Figure:
+    """Rayleigh quotient over the iterations of power iteration, with Lanczos's value as a dashed line."""
+    figure, axes = _axes(7, 4)
+    for i, (model, trace) in enumerate(traces.items()):
+        axes.plot(range(1, len(trace) + 1), trace, color=colour(model, i), label=model)
+        axes.axhline(exact[model], color=colour(model, i), linestyle="--", linewidth=1)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("Rayleigh quotient")
+    axes.set_title("Power iteration approaches what Lanczos finds (dashed)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: Path, *, dpi: int = 130) -> None:
+    """Write a PNG in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(temporary, dpi=dpi, format="png")
+    os.replace(temporary, path)

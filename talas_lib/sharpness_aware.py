@@ -1,0 +1,127 @@
+"""Sharpness-aware optimisation: SAM (Foret et al. 2021) and ASAM (Kwon et al. 2021) around any torch optimizer.
+
+One step: gradients g at w; move to w + eps, the worst point of a small ball as far as g can tell; gradients g' there;
+return to w exactly; let the base optimizer step with g'. The first and last lines are the caller's; `perturbed` is
+the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Which ball. kind "sam": ||eps|| <= rho; "asam": ||T^-1 eps|| <= rho with T = |w| + eta, elementwise.
+
+    bias_mode "abs" treats biases like every other parameter (the released TALAS code, with eta 0); "identity" sets
+    T = 1 for them (Kwon et al., with eta 0.01). rho = 0 keeps both passes and moves nothing: the control.
+    """
+
+    kind: str = "asam"
+    rho: float = 0.05
+    eta: float = 0.0
+    bias_mode: str = "abs"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sam", "asam"):
+            raise ValueError(f"kind {self.kind!r} is not one of 'sam', 'asam'")
+        if self.bias_mode not in ("abs", "identity"):
+            raise ValueError(f"bias_mode {self.bias_mode!r} is not one of 'abs', 'identity'")
+        if self.rho < 0 or self.eta < 0:
+            raise ValueError(f"rho and eta must not be negative, got rho={self.rho}, eta={self.eta}")
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What the perturbation was: scalars as tensors, so that reading them is the only synchronisation.
+
+    grad_norm ||g||; scaled_norm ||T g|| (= ||g|| for SAM); eps_norm ||eps||; relative ||eps|| / ||w||;
+    predicted_gain g . eps = rho ||T g||, the loss rise to first order.
+    """
+
+    grad_norm: Tensor
+    scaled_norm: Tensor
+    eps_norm: Tensor
+    relative: Tensor
+    predicted_gain: Tensor
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all tensors together, a scalar tensor."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
+@torch.no_grad()
+def ascent_direction(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], how: Perturbation
+) -> tuple[list[Tensor], Tensor]:
+    """eps for each weight, and ||T g||: eps = rho T^2 g / ||T g|| (SAM: T = 1). One norm over all parameters.
+
+    Where the gradient is zero everywhere, eps is zero.
+    """
+    weights, grads = list(weights), list(grads)
+    if how.kind == "sam":
+        norm = global_norm(grads)
+        eps = torch._foreach_mul(grads, how.rho / norm.clamp_min(1e-16))
+        return list(eps), norm
+    scale = list(torch._foreach_abs(weights))
+    if how.eta:
+        torch._foreach_add_(scale, how.eta)
+    if how.bias_mode == "identity":
+        scale = [torch.ones_like(t) if t.ndim < 2 and _is_bias(w) else t for t, w in zip(scale, weights, strict=True)]
+    scaled = torch._foreach_mul(scale, grads)
+    norm = global_norm(scaled)
+    torch._foreach_mul_(scaled, scale)
+    torch._foreach_mul_(scaled, how.rho / norm.clamp_min(1e-16))
+    return list(scaled), norm
+
+
+def mark_biases(module: torch.nn.Module) -> None:
+    """Tell `ascent_direction` which parameters are biases: everything a module calls `bias` (layer norms' included)."""
+    for name, parameter in module.named_parameters():
+        parameter.is_bias = name.rsplit(".", 1)[-1] == "bias"  # type: ignore[attr-defined]
+
+
+def _is_bias(weight: Tensor) -> bool:
+    return getattr(weight, "is_bias", False)
+
+
+@contextmanager
+def perturbed(parameters: Sequence[Tensor], how: Perturbation) -> Iterator[Ascent]:
+    """Inside the block the parameters that have a gradient stand at w + eps; afterwards at w, to the bit.
+
+    Reads `.grad` and leaves it alone. The weights come back also when the block raises.
+    """
+    moved = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in moved if p.grad is not None]
+    if not moved:
+        raise ValueError("no parameter has a gradient: call backward() before perturbed()")
+    saved = [p.detach().clone() for p in moved]
+    eps, scaled_norm = ascent_direction(saved, grads, how)
+    eps_norm = global_norm(eps)
+    report = Ascent(
+        grad_norm=global_norm(grads),
+        scaled_norm=scaled_norm,
+        eps_norm=eps_norm,
+        relative=eps_norm / global_norm(saved).clamp_min(1e-16),
+        predicted_gain=how.rho * scaled_norm,
+    )
+    with torch.no_grad():
+        torch._foreach_add_(moved, eps)
+    try:
+        yield report
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(moved, saved)
+
+
+def cosine_between(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """cos of two lists of tensors seen as single long vectors, a scalar tensor in [-1, 1]."""
+    dot = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+    return dot / (global_norm(first) * global_norm(second)).clamp_min(1e-16)

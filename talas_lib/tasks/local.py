@@ -1,0 +1,123 @@
+"""Builders over files of the user's: `<data_dir>/<folder>/<split>.jsonl.gz`, or the same data set from the hub.
+
+A file holds one JSON object a line: `{text, label}` for classification, `{text1, text2, label}` with label 0 or 1 for pairs,
+`{text1, text2, score}` for similarity. Retrieval has corpus.jsonl.gz and queries.jsonl.gz with `{id, text}` and qrels.tsv.gz
+with query id, document id and gain a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from talas_lib.errors import TalasError
+from talas_lib.tasks.data import Classification, Pairs, Retrieval, Similarity, Sources
+from talas_lib.texts import Row, lines_of, number_fields, read_lines, read_rows, text_fields
+
+Hub = Mapping[str, Any]  # id, revision, config, columns (ours -> theirs), positive (the label that means 1)
+
+
+def labelled(
+    sources: Sources, *, folder: str, train: str = "train", test: str = "test", hub: Hub | None = None
+) -> Classification:
+    """Classification over a train and a test split."""
+    columns = []
+    for split in (train, test):
+        where, rows = split_rows(sources, folder, split, ("text", "label"), hub)
+        columns += [tuple(text_fields(where, rows, "text")), tuple(str(row.fields["label"]) for row in rows)]
+    return Classification(*columns)
+
+
+def labelled_pairs(sources: Sources, *, folder: str, split: str = "test", hub: Hub | None = None) -> Pairs:
+    """Pairs with label 1 or 0; with `hub.positive` that label is 1 and every other 0."""
+    where, rows = split_rows(sources, folder, split, ("text1", "text2", "label"), hub)
+    wrong = [row for row in rows if row.fields["label"] not in (0, 1)]
+    if wrong:
+        raise TalasError(f"{where}, {lines_of(wrong)}: label {wrong[0].fields['label']!r} is neither 0 nor 1")
+    left, right = tuple(text_fields(where, rows, "text1")), tuple(text_fields(where, rows, "text2"))
+    return Pairs(left, right, tuple(int(row.fields["label"]) for row in rows))
+
+
+def scored_pairs(sources: Sources, *, folder: str, split: str = "test", hub: Hub | None = None) -> Similarity:
+    """Pairs with a human similarity score."""
+    where, rows = split_rows(sources, folder, split, ("text1", "text2", "score"), hub)
+    left, right = tuple(text_fields(where, rows, "text1")), tuple(text_fields(where, rows, "text2"))
+    return Similarity(left, right, tuple(number_fields(where, rows, "score")))
+
+
+def judged_documents(sources: Sources, *, folder: str) -> Retrieval:
+    """Queries, documents and the gain of each relevant document; queries without one are left out."""
+    documents, ids = _with_ids(sources, folder, "corpus")
+    queries, query_ids = _with_ids(sources, folder, "queries")
+    file = _local_file(sources, folder, "qrels", (".tsv.gz", ".tsv"))
+    if file is None:
+        raise _missing(sources, folder, "qrels.tsv.gz")
+    relevant: list[dict[int, float]] = [{} for _ in queries]
+    for row in read_lines(file):
+        parts = row.fields["text"].split("\t")
+        try:
+            query, document, gain = query_ids[parts[0]], ids[parts[1]], float(parts[2])
+        except (KeyError, IndexError, ValueError):
+            raise TalasError(
+                f"{file}, line {row.line}: {row.fields['text']!r} is not a known query id, a known document id and a gain"
+            ) from None
+        if gain > 0:
+            relevant[query][document] = gain
+    answered = [i for i, gains in enumerate(relevant) if gains]
+    return Retrieval(tuple(queries[i] for i in answered), tuple(documents), tuple(relevant[i] for i in answered))
+
+
+def split_rows(
+    sources: Sources, folder: str, split: str, fields: Sequence[str], hub: Hub | None
+) -> tuple[Path | str, list[Row]]:
+    """Where a split was found and its records: the local file if there is one, else the hub's data set."""
+    file = _local_file(sources, folder, split, (".jsonl.gz", ".jsonl"))
+    if file is not None:
+        return file, read_rows(file, fields)
+    if hub is None:
+        raise _missing(sources, folder, f"{split}.jsonl.gz", fields)
+    return f"{hub['id']} ({split})", _hub_rows(
+        hub, split, fields, _missing(sources, folder, f"{split}.jsonl.gz", fields)
+    )
+
+
+def _local_file(sources: Sources, folder: str, stem: str, endings: Sequence[str]) -> Path | None:
+    if sources.data_dir is None:
+        return None
+    files = [sources.data_dir / folder / f"{stem}{ending}" for ending in endings]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _missing(sources: Sources, folder: str, name: str, fields: Sequence[str] = ()) -> TalasError:
+    content = f" with the fields {', '.join(fields)} in JSON Lines" if fields else ""
+    if sources.data_dir is None:
+        return TalasError(f"there is no local data folder: set TALAS_DATA to one that holds {folder}/{name}{content}")
+    return TalasError(f"there is no file {sources.data_dir / folder / name}: put it there{content}")
+
+
+def _with_ids(sources: Sources, folder: str, stem: str) -> tuple[list[str], dict[str, int]]:
+    file, rows = split_rows(sources, folder, stem, ("id", "text"), None)
+    return text_fields(file, rows, "text"), {str(row.fields["id"]): i for i, row in enumerate(rows)}
+
+
+def _hub_rows(hub: Hub, split: str, fields: Sequence[str], missing: TalasError) -> list[Row]:
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(hub["id"], hub.get("config"), split=split, revision=hub.get("revision"))
+    except (OSError, ValueError) as error:
+        raise TalasError(f"{missing}; and the hub's {hub['id']} cannot be loaded: {error}") from error
+    theirs = {field: hub.get("columns", {}).get(field, field) for field in fields}
+    absent = sorted(set(theirs.values()) - set(table.column_names))
+    if absent:
+        raise TalasError(
+            f"{hub['id']} ({split}) has no column {', '.join(absent)}; found {', '.join(table.column_names)}"
+        )
+    rows = [Row(i, {ours: record[column] for ours, column in theirs.items()}) for i, record in enumerate(table, 1)]
+    if "positive" in hub:
+        rows = [Row(i, fields | {"label": int(fields["label"] == hub["positive"])}) for i, fields in rows]
+    # some hub copies hold records without a text, which nothing can be said about
+    return [
+        row for row in rows if all(str(row.fields[field] or "").strip() for field in fields if field.startswith("text"))
+    ]

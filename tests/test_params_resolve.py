@@ -1,0 +1,331 @@
+"""The resolved object: precedence, what identifies a run, what does not, and grids."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from talas_lib import params
+from talas_lib.errors import TalasError
+from talas_lib.params import recipe
+
+TINY = {"teacher": "tiny", "student": "tiny", "corpus": "tiny", "tasks": "tiny"}
+
+
+def train(**values: Any) -> params.ResolvedParams:
+    return params.resolve("03_train", TINY | values)
+
+
+# ---- precedence
+
+
+def test_default_then_file_then_given() -> None:
+    p = train()
+    assert (p.epochs, p.origins["epochs"]) == (5, "default")
+    assert (p.rho, p.origins["rho"]) == (0.05, "optimizers/asam")
+    assert (p.pooling, p.origins["pooling"]) == ("cls", "students/tiny")
+    assert (p.min_lr, p.origins["min_lr"]) == (2.0e-6, "lr")
+    q = train(rho=2, pooling="mean", min_lr=0, max_length=32, same_dropout=True, eta=0.01)
+    assert (q.rho, q.optimizer_spec.rho, q.origins["rho"]) == (2.0, 2.0, "given")
+    assert (q.pooling, q.student_spec.pooling) == ("mean", "mean")
+    assert q.teacher_spec.pooling == "mean"  # the teacher's own; `pooling` is the student's
+    assert q.min_lr == 0.0
+    assert (q.student_spec.max_length, q.teacher_spec.max_length) == (32, 32)
+    assert q.optimizer_spec.same_dropout is True
+    assert q.optimizer_spec.eta == 0.01
+
+
+def test_without_a_max_length_each_model_keeps_its_own() -> None:
+    p = params.resolve("03_train", {"teacher": "minilm-l6", "student": "tiny"})
+    assert p.max_length is None
+    assert (p.teacher_spec.max_length, p.student_spec.max_length) == (256, 64)
+
+
+def test_min_lr_is_a_tenth_without_rounding_noise() -> None:
+    """0.1 * 3e-4 is 3.0000000000000004e-05: the same schedule would get another id."""
+    assert train(lr=2.0e-5).run_id == train(lr=2.0e-5, min_lr=2.0e-6).run_id
+    assert train(lr=3.0e-4).run_id == train(lr=3.0e-4, min_lr=3.0e-5).run_id
+
+
+def test_the_object_is_frozen() -> None:
+    p = train()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        p.notebook = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        p.values["lr"] = 1.0  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        p.lr = 1.0
+    p.method_params["temperature"] = 1.0  # a copy
+    assert p.method_params == {}
+    config = p.run_config()
+    config["lr"] = 1.0
+    assert p.run_config()["lr"] == 2.0e-5
+
+
+def test_defaults_are_not_shared_between_objects() -> None:
+    given = {"num_anchor_layers": 1}
+    p = train(method_params=given)
+    given["num_anchor_layers"] = 3
+    assert p.method_params == {"num_anchor_layers": 1}
+
+
+def test_attributes_that_do_not_exist() -> None:
+    with pytest.raises(AttributeError, match="03_train has no parameter 'run'"):
+        _ = train().run
+    with pytest.raises(AttributeError, match="Did you mean 'epochs'"):
+        _ = train().epocs
+    with pytest.raises(TalasError, match="04_evaluate has no parameter 'teacher'"):
+        _ = params.resolve("04_evaluate", {}).teacher_spec
+    with pytest.raises(TalasError, match="01_data trains nothing: it has no teacher"):
+        params.resolve("01_data", {}).run_config()
+
+
+def test_the_summary_names_values_origins_and_specs() -> None:
+    text = train(lr=1e-4, rho=0.5, grid={}).summary()
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert lines["lr"].split() == ["lr", "0.0001", "given"]
+    assert lines["min_lr"].split() == ["min_lr", "1.0e-5", "from", "lr"]
+    assert lines["eta"].split() == ["eta", "0.0", "params/optimizers/asam.yaml"]
+    assert lines["epochs"].split() == ["epochs", "5", "default"]
+    assert "not used: not a parameter of 03_train" in lines["grid"]
+    assert "teacher: tiny, random bert, mean pooling, 64 tokens" in text
+    assert "optimizer: asam, rho 0.5, eta 0.0" in text
+
+
+@pytest.mark.parametrize("notebook", params.notebook_names())
+def test_every_notebook_summarises_and_survives_json(notebook: str) -> None:
+    p = params.resolve(notebook, {})
+    assert p.summary()
+    back = params.from_dict(json.loads(json.dumps(p.to_dict())))
+    assert back == p
+    assert back.summary() == p.summary()
+
+
+def test_read_back_it_keeps_the_recorded_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Params files and the recipe may have changed since the run was made."""
+    p = train()
+    saved = json.loads(json.dumps({"params": p.to_dict(), "run_config": p.run_config()}))
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", 99)
+    assert train().run_id != p.run_id
+    assert params.from_dict(saved["params"], saved["run_config"]).run_id == p.run_id
+
+
+# ---- identity
+
+
+def test_the_run_id_is_readable_and_safe() -> None:
+    p = params.resolve("03_train", {"teacher": "minilm-l6", "method": "simcse", "optimizer": "asam-kwon", "seed": 7})
+    names, digest = p.run_id.rsplit("--", 1)
+    assert names == "minilm-l3--minilm-l6--simcse--asam-kwon--s7"
+    assert len(digest) == 8
+    assert digest == params.config_hash(p.run_config())[:8]
+    assert set(p.run_id) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def test_the_hash_of_a_known_configuration() -> None:
+    """sha256 of {"a":[1,2.5,null],"b":{"c":true}}, keys in either order: ids of old runs depend on it."""
+    one = params.config_hash({"a": [1, 2.5, None], "b": {"c": True}})
+    assert one == params.config_hash({"b": {"c": True}, "a": [1, 2.5, None]})
+    assert one != params.config_hash({"a": [2.5, 1, None], "b": {"c": True}})
+    assert one == "01bc6dbe7d8645133c03ac4f8a6a4059435199467e7ce0f8f5a99004daaaf735"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": "tiny-xlmr"},
+        {"student": "minilm-l3"},
+        {"corpus": "mini"},
+        {"max_sentences": 10},
+        {"method": "simcse"},
+        {"method_params": {"num_anchor_layers": 1}},
+        {"optimizer": "sam"},
+        {"rho": 0.5},
+        {"eta": 0.01},
+        {"same_dropout": True},
+        {"perturb_heads": False},
+        {"pooling": "mean"},
+        {"seed": 43},
+        {"epochs": 4},
+        {"batch_size": 16},
+        {"lr": 1.0e-4},
+        {"min_lr": 0.0},
+        {"warmup": 0.1},
+        {"weight_decay": 0.0},
+        {"max_length": 32},
+        {"precision": "bf16"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_training_changes_the_id(change: dict[str, Any]) -> None:
+    assert train(**change).run_id != train().run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "cpu"},
+        {"checkpoint_every": 1},
+        {"probe_every": 0},
+        {"sharpness_batches": 2},
+        {"report": "x"},
+        {"grid": {"seed": [1]}},
+        {"tasks": "mini"},
+        {"rho": 0.05},  # as in the file
+        {"pooling": "cls"},
+        {"max_length": 64},
+        {"method_params": {"temperature": 0.1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_does_not_change_training_does_not(change: dict[str, Any]) -> None:
+    assert train(**change).run_id == train().run_id
+
+
+def test_every_notebook_name_is_sorted_into_one_of_the_two() -> None:
+    """A parameter added later must be decided on: does it change training?"""
+    neutral = {"device", "checkpoint_every", "probe_every", "teacher_source", "student_source"}
+    changing = set(params.resolve("03_train", {}).values) - neutral
+    tested = {next(iter(m)) for m in test_what_changes_training_changes_the_id.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    assert tested == changing
+
+
+def test_the_held_out_suite_is_part_of_a_built_corpus() -> None:
+    """Its test texts are left out, so another suite means other training sentences."""
+    mini = params.load_corpus_spec("mini")
+    assert mini.held_out == "mini"
+    found = {
+        suite: params.config_hash(params.corpus_identity(mini.model_copy(update={"held_out": suite})))
+        for suite in ("mini", "tiny", None)
+    }
+    assert len(set(found.values())) == 3
+
+
+def test_a_method_without_teacher_is_the_same_training_for_any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = train(method="simcse"), train(method="simcse", teacher="tiny-xlmr")
+    assert one.run_config() == two.run_config()
+    assert one.run_config()["teacher"] is None
+
+
+def test_order_of_values_and_ints_for_floats_do_not_matter() -> None:
+    one = params.resolve("03_train", {"lr": 1, "seed": 3, "rho": 1})
+    two = params.resolve("03_train", {"rho": 1.0, "seed": 3, "lr": 1.0})
+    assert one.run_id == two.run_id
+
+
+def test_paths_do_not_matter_but_contents_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(folder: str, weights: str = "w", text: str = "text\nhello\nworld\n") -> params.ResolvedParams:
+        home = tmp_path / folder
+        home.mkdir()
+        for name, content in {"config.json": "{}", "model.safetensors": weights, "mine.csv": text}.items():
+            (home / name).write_text(content)
+        return train(teacher_source=str(home), student_source=str(home), corpus=str(home / "mine.csv"))
+
+    here, there = run("a"), run("b")
+    assert here.run_id == there.run_id
+    assert str(tmp_path) not in json.dumps(here.run_config())
+    assert run("c", weights="v").run_id != here.run_id
+    assert run("d", text="text\nhello\nthere\n").run_id != here.run_id
+    data = tmp_path / "data" / "corpus"
+    data.mkdir(parents=True)
+    (data / "talas15k.jsonl.gz").write_bytes(b"rows")
+    monkeypatch.setenv("TALAS_DATA", str(tmp_path / "data"))
+    assert str(tmp_path) not in json.dumps(train(corpus="talas15k").run_config())
+
+
+def test_a_new_recipe_is_a_new_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = train().run_id
+    assert train().run_config()["recipe_version"] == params.RECIPE_VERSION
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", params.RECIPE_VERSION + 1)
+    assert train().run_id != before
+
+
+def test_the_short_notebook_agrees_with_the_training_notebook() -> None:
+    """00 leaves out parameters that then count with their defaults."""
+    quick = params.resolve("00_quickstart", TINY)
+    same = train(epochs=quick.epochs, lr=quick.lr, max_sentences=quick.max_sentences)
+    assert quick.run_id == same.run_id
+
+
+# ---- presets and grids
+
+
+@pytest.mark.parametrize("name", params.available("presets"))
+def test_every_preset_resolves_in_every_notebook(name: str) -> None:
+    values = params.load_preset(name)
+    assert values["report"] == name
+    cells = params.expand_grid(values)
+    for notebook in params.notebook_names():
+        for cell in cells:
+            p = params.resolve(notebook, cell)
+            assert set(p.unused) <= set(values) | {"rho"}
+    identities = {json.dumps({k: str(v) for k, v in cell.items()}) for cell in cells}
+    assert len(identities) == len(cells) >= 2
+
+
+def test_the_quickstart_compares_two_optimizers_on_the_embedded_default() -> None:
+    asam, adamw = (params.resolve("03_train", c) for c in params.expand_grid(params.load_preset("quickstart")))
+    assert asam.run_id.startswith("minilm-l3--minilm-l6--talas--asam--s42--")
+    assert adamw.run_id.startswith("minilm-l3--minilm-l6--talas--adamw--s42--")
+    for p in (asam, adamw):
+        assert (p.pooling, p.epochs, p.lr, p.corpus) == ("mean", 2, 1.0e-4, "mini")
+        p.check_available()  # with HF_HUB_OFFLINE: needs no hub
+
+
+def test_the_paper_preset_is_the_papers_protocol() -> None:
+    values = params.load_preset("paper-talas")
+    cells = params.expand_grid(values)
+    assert len(cells) == 3 * 2 * 3
+    pairs = {(c["teacher"], c["student"]) for c in cells}
+    assert pairs == {("qwen3-0.6b", "minilm-l6-h384"), ("bge-m3", "minilm-l6-h768"), ("qwen3-4b", "bert-base")}
+    p = params.resolve("06_compare", values)
+    assert (p.epochs, p.batch_size, p.lr, p.min_lr, p.warmup, p.weight_decay) == (5, 32, 2.0e-5, 2.0e-6, 0.06, 0.01)
+    assert (p.pooling, p.max_length, p.rho, p.seed) == ("cls", 256, 0.05, 42)
+    assert p.method_config.model_dump()["weight_tamd"] == 0.75
+
+
+def test_the_grid_is_a_product_last_key_fastest() -> None:
+    cells = params.expand_grid({"lr": 1.0, "grid": {"optimizer": ["asam", "adamw"], "seed": [1, 2]}})
+    assert cells == [
+        {"lr": 1.0, "optimizer": "asam", "seed": 1},
+        {"lr": 1.0, "optimizer": "asam", "seed": 2},
+        {"lr": 1.0, "optimizer": "adamw", "seed": 1},
+        {"lr": 1.0, "optimizer": "adamw", "seed": 2},
+    ]
+    assert params.expand_grid({"lr": 1.0}) == [{"lr": 1.0}]
+
+
+def test_names_that_vary_together() -> None:
+    cells = params.expand_grid({"grid": {"teacher, student": [["a", "b"], ["c", "d"]], "seed": [1]}})
+    assert cells == [{"teacher": "a", "student": "b", "seed": 1}, {"teacher": "c", "student": "d", "seed": 1}]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"sede": [1]}, "no parameter 'sede' to vary. Did you mean 'seed'"),
+        ({"grid": [1]}, "no parameter 'grid'"),
+        ({"seed": 1}, r"seed is 1, expected a list of values, such as seed: \[42\]"),
+        ({"seed": []}, "expected a list"),
+        ({"seed": ["1"]}, "seed is '1'"),
+        ({"lr": ["1e-4"]}, "write 1.0e-4"),
+        ({"teacher, student": [["a"]]}, "expected a list of 2 values"),
+        ("optimizer", "expected a mapping"),
+    ],
+)
+def test_a_grid_that_cannot_be_used(grid: Any, message: str) -> None:
+    with pytest.raises(TalasError, match=message):
+        params.expand_grid({"grid": grid})
+
+
+def test_what_06_was_given_gives_back_the_runs_of_03() -> None:
+    """Values filled in from the optimizer's file must not leak into the other cells of the grid."""
+    preset = params.load_preset("smoke") | {"grid": {"optimizer": ["asam", "asam-kwon", "adamw"]}}
+    p = params.resolve("06_compare", preset)
+    via_06 = [params.resolve("03_train", c).run_id for c in params.expand_grid(p.given_values())]
+    assert via_06 == [params.resolve("03_train", c).run_id for c in params.expand_grid(preset)]
+    assert "rho" not in p.given_values()

@@ -1,0 +1,142 @@
+"""SAM and ASAM: worked numbers, exact restoring, limits, and agreement with an independent implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from talas_lib.sharpness_aware import Perturbation, ascent_direction, cosine_between, mark_biases, perturbed
+
+W, G = torch.tensor([2.0, -1.0], dtype=torch.float64), torch.tensor([0.3, 0.4], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (Perturbation("sam", 0.05), (0.03, 0.04)),
+        (Perturbation("asam", 0.05), (0.083205, 0.027735)),
+        (Perturbation("asam", 0.05, eta=0.01), (0.083493, 0.028109)),
+        (Perturbation("asam", 0.0), (0.0, 0.0)),
+    ],
+)
+def test_epsilon_by_hand(how, expected):
+    (eps,), _ = ascent_direction([W], [G], how)
+    assert eps.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_asam_scales_with_the_weights_and_sam_does_not():
+    scale = torch.tensor([10.0, 0.1], dtype=torch.float64)
+    (eps,), _ = ascent_direction([W * scale], [G / scale], Perturbation("asam", 0.05))
+    assert eps.tolist() == pytest.approx((0.832050, 0.0027735), abs=1e-6)
+    (plain,), _ = ascent_direction([W], [G], Perturbation("sam", 0.05))
+    (other,), _ = ascent_direction([W * scale], [G / scale], Perturbation("sam", 0.05))
+    assert not torch.allclose(other, plain * scale)
+
+
+def test_first_order_gain():
+    (eps,), norm = ascent_direction([W], [G], Perturbation("asam", 0.05))
+    assert (eps @ G).item() == pytest.approx(0.0360555, abs=1e-6)
+    assert 0.05 * norm.item() == pytest.approx(0.0360555, abs=1e-6)
+    assert torch.linalg.norm(eps / W.abs()).item() == pytest.approx(0.05)
+
+
+def test_bias_mode_identity_leaves_biases_unscaled():
+    layer = nn.Linear(2, 2)
+    mark_biases(layer)
+    weights = list(layer.parameters())
+    grads = [torch.ones_like(w) for w in weights]
+    eps, norm = ascent_direction(weights, grads, Perturbation("asam", 0.5, eta=0.01, bias_mode="identity"))
+    torch.testing.assert_close(eps[1], torch.full((2,), 0.5) / norm)
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("how", [Perturbation("sam", 0.5), Perturbation("asam", 2.0), Perturbation("asam", 0.5, 0.01, "identity")])
+def test_weights_come_back_to_the_bit(how):
+    model, x = small_model(), torch.randn(5, 4)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(x).square().sum().backward()
+    with perturbed(list(model.parameters()), how) as ascent:
+        moved = [p.detach().clone() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, moved, strict=True))
+    assert ascent.eps_norm > 0
+
+
+def test_weights_come_back_when_the_block_raises():
+    model, x = small_model(), torch.randn(5, 4)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(x).square().sum().backward()
+    with pytest.raises(ZeroDivisionError), perturbed(list(model.parameters()), Perturbation("sam", 1.0)):
+        raise ZeroDivisionError
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_parameters_without_gradient_are_left_alone():
+    model, unused = small_model(), nn.Parameter(torch.ones(3))
+    model(torch.randn(5, 4)).square().sum().backward()
+    with perturbed([*model.parameters(), unused], Perturbation("sam", 1.0)):
+        assert torch.equal(unused, torch.ones(3))
+    with pytest.raises(ValueError, match="backward"), perturbed([unused], Perturbation()):
+        pass
+
+
+def test_quadratic_sam_gradient():
+    h = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    (0.5 * w @ h @ w).backward()
+    g = h @ w.detach()
+    with perturbed([w], Perturbation("sam", 0.3)):
+        w.grad = None
+        (0.5 * w @ h @ w).backward()
+    torch.testing.assert_close(w.grad, h @ (w.detach() + 0.3 * g / g.norm()))
+
+
+def test_a_linear_loss_gives_the_plain_gradient():
+    w, slope = nn.Parameter(torch.randn(3)), torch.tensor([1.0, -2.0, 0.5])
+    (w @ slope).backward()
+    with perturbed([w], Perturbation("asam", 0.5)):
+        w.grad = None
+        (w @ slope).backward()
+    torch.testing.assert_close(w.grad, slope)
+
+
+@pytest.mark.parametrize("bad", [{"kind": "SAM"}, {"rho": -1.0}, {"eta": -0.1}, {"bias_mode": "none"}])
+def test_bad_settings(bad):
+    with pytest.raises(ValueError, match="not one of|negative"):
+        Perturbation(**bad)
+
+
+def test_cosine_between():
+    a = [torch.tensor([1.0, 0.0]), torch.tensor([[2.0]])]
+    assert cosine_between(a, [3 * t for t in a]).item() == pytest.approx(1)
+    assert cosine_between(a, [-t for t in a]).item() == pytest.approx(-1)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_agrees_with_pytorch_optimizer(adaptive):
+    """Ten whole steps against pytorch_optimizer's SAM, which the released TALAS code uses."""
+    oracle = pytest.importorskip("pytorch_optimizer")
+    x, y = torch.randn(16, 4), torch.randn(16, 2)
+    theirs, ours = small_model(), small_model()
+    sam = oracle.SAM(theirs.parameters(), torch.optim.AdamW, rho=0.5, adaptive=adaptive, lr=1e-2, weight_decay=0.01)
+    base = torch.optim.AdamW(ours.parameters(), lr=1e-2, weight_decay=0.01)
+    how = Perturbation("asam" if adaptive else "sam", 0.5)
+    for _ in range(10):
+        (theirs(x) - y).square().mean().backward()
+        sam.first_step(zero_grad=True)
+        (theirs(x) - y).square().mean().backward()
+        sam.second_step(zero_grad=True)
+        (ours(x) - y).square().mean().backward()
+        with perturbed(list(ours.parameters()), how):
+            base.zero_grad()
+            (ours(x) - y).square().mean().backward()
+        base.step()
+        base.zero_grad()
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
