@@ -74,7 +74,7 @@ $(READY):
 		"$(PYTHON)" -m venv $(VENV) || { echo "Could not make $(VENV): see above; remove $(VENV) before the next try" >&2; exit 1; }; }
 	@for folder in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 		test ! -d "$$folder" || test -f "$$folder/INSTALLER" || rm -r "$$folder"; done
-	@echo "set-up 2/4: the packages of requirements.lock (about 350 MB, one to five minutes)"
+	@echo "set-up 2/4: the packages of requirements.lock (about 290 MB, one to five minutes)"
 	@$(PIP) install --require-hashes --no-deps -r requirements.lock
 	@echo "set-up 3/4: torch $(TORCH_VERSION) (CPU build 200 MB; CUDA build several GB: see TORCH_INDEX in make help)"
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --no-warn-conflicts torch==$(TORCH_VERSION)

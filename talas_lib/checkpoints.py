@@ -18,7 +18,12 @@ from talas_lib.errors import TalasError
 
 
 def save(
-    file: Path, *, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+    file: Path,
+    *,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
 ) -> None:
     """Write weights, optimizer state and random state after `step` finished steps. A reader sees the old file or the new one."""
     tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
@@ -53,7 +58,9 @@ def load(
     except (SafetensorError, OSError) as error:
         raise TalasError(f"checkpoint {file} cannot be read ({error}); delete it to start this run again") from error
     if meta.get("content") != _content(tensors):
-        raise TalasError(f"checkpoint {file} is damaged: its content does not match its hash; delete it to start this run again")
+        raise TalasError(
+            f"checkpoint {file} is damaged: its content does not match its hash; delete it to start this run again"
+        )
     if meta["settings"] != json.dumps(settings, sort_keys=True):
         raise TalasError(f"checkpoint {file} was made with other settings; delete it to start this run again")
     for name, module in modules.items():

@@ -23,14 +23,15 @@ REFERENCE_LABELS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one suite with their records. references: scores of teacher and untrained student, from any of the runs."""
+    """Runs of one suite, with the parameters that determine them."""
 
-    runs: tuple[runs.Run, ...]
+    members: tuple[runs.Run, ...]
     resolved: tuple[Any, ...]
 
     @property
     def references(self) -> dict[str, Any]:
-        record = self.record(self.runs[0], "evaluate")
+        """Scores of the teacher and of the untrained student; the same for every run."""
+        record = self.record(self.members[0], "evaluate")
         return dict(record["references"])
 
     def record(self, run: runs.Run, stage: str) -> dict[str, Any]:
@@ -38,26 +39,32 @@ class Comparison:
         record = run.read_record(stage)
         if record is None:
             notebook = {"train": "03_train", "evaluate": "04_evaluate", "sharpness": "05_sharpness"}[stage]
-            raise TalasError(f"run {run.id} has no {stage} record; execute notebooks/{notebook}.ipynb with -p run {run.id}")
+            raise TalasError(
+                f"run {run.id} has no {stage} record; execute notebooks/{notebook}.ipynb with -p run {run.id}"
+            )
         return record
 
     def label(self, index: int) -> str:
         """Method + optimizer, with whatever else differs between the runs."""
         p = self.resolved[index]
         parts = [f"{p.method} + {p.optimizer}"]
-        for name in ("student", "teacher", "pooling", "rho", "lr", "epochs", "seed"):
+        for name in ("student", "teacher", "pooling", "lr", "epochs", "seed"):
             if len({str(getattr(q, name)) for q in self.resolved}) > 1:
                 parts.append(f"{name} {getattr(p, name)}")
+        if len({q.rho for q in self.resolved if q.optimizer == p.optimizer}) > 1:
+            parts.append(f"rho {p.rho}")
         return ", ".join(parts)
 
 
 def collect(p: Any) -> Comparison:
     """The runs that the parameters and their grid name. TalasError lists those that are missing or of another recipe."""
-    resolved = tuple(params.resolve("03_train", values) for values in params.expand_grid(dict(p.given)))
+    resolved = tuple(params.resolve("03_train", values) for values in params.expand_grid(p.given_values()))
     found = tuple(runs.open_run(q, create=False) for q in resolved)
     missing = [run.id for run in found if run.read_record("train") is None]
     if missing:
-        raise TalasError(f"not trained yet: {', '.join(missing)}. Execute notebooks/03_train.ipynb with the same parameters")
+        raise TalasError(
+            f"not trained yet: {', '.join(missing)}. Execute notebooks/03_train.ipynb with the same parameters"
+        )
     return Comparison(found, resolved)
 
 
@@ -66,7 +73,7 @@ def scores_table(c: Comparison) -> pd.DataFrame:
     rows = {}
     for name, label in REFERENCE_LABELS.items():
         rows[label] = _score_row(c.references[name])
-    for i, run in enumerate(c.runs):
+    for i, run in enumerate(c.members):
         rows[c.label(i)] = _score_row(c.record(run, "evaluate"))
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -78,9 +85,9 @@ def _score_row(record: Mapping[str, Any]) -> dict[str, float]:
 def sharpness_table(c: Comparison) -> pd.DataFrame:
     """One row a model and estimate: value, residual, iterations, converged."""
     rows = []
-    first = c.record(c.runs[0], "sharpness")
+    first = c.record(c.members[0], "sharpness")
     for label, record in [("untrained student", first["untrained"])] + [
-        (c.label(i), c.record(run, "sharpness")) for i, run in enumerate(c.runs)
+        (c.label(i), c.record(run, "sharpness")) for i, run in enumerate(c.members)
     ]:
         rows += [{"model": label, **row} for row in record["rows"]]
     return pd.DataFrame(rows)
@@ -88,36 +95,44 @@ def sharpness_table(c: Comparison) -> pd.DataFrame:
 
 def curves_table(c: Comparison) -> pd.DataFrame:
     """The logged training steps of every run, tidy, with a `model` column."""
-    frames = [pd.DataFrame(run.read_metrics()).assign(model=c.label(i)) for i, run in enumerate(c.runs)]
+    frames = [pd.DataFrame(run.read_metrics()).assign(model=c.label(i)) for i, run in enumerate(c.members)]
     return pd.concat(frames, ignore_index=True)
 
 
 def verdict(c: Comparison) -> str:
     """What the numbers show and what they do not, in a few sentences built from the numbers alone."""
-    table = scores_table(c)
-    bases = [REFERENCE_LABELS["untrained_cls"], REFERENCE_LABELS["untrained_mean"]]
-    base = max(bases, key=lambda label: table.loc[label, "avg"])
-    teacher = REFERENCE_LABELS["teacher"]
-    parts = []
-    for i in range(len(c.runs)):
-        label = c.label(i)
-        gain = table.loc[label, "avg"] - table.loc[base, "avg"]
-        better = int((table.drop(columns="avg").loc[label] > table.drop(columns="avg").loc[base]).sum())
-        parts.append(f"{label} averages {table.loc[label, 'avg']:.1f}, {gain:+.1f} against the {base} (better on {better} of {table.shape[1] - 1} tasks)")
-    text = f"The teacher averages {table.loc[teacher, 'avg']:.1f}; " + "; ".join(parts) + "."
-    seeds = {q.seed for q in c.resolved}
-    optimizers = {q.optimizer: i for i, q in enumerate(c.resolved)}
-    if {"asam", "adamw"} <= set(optimizers):
-        a, b = optimizers["asam"], optimizers["adamw"]
-        apart = table.loc[c.label(a), "avg"] - table.loc[c.label(b), "avg"]
-        text += f" ASAM and AdamW lie {abs(apart):.2f} points apart"
-        sharp = [c.runs[i].read_record("sharpness") for i in (a, b)]
-        if sharp[0] and sharp[1]:
-            text += f" and their largest Hessian eigenvalues are {sharp[0]['lambda_max']:.3g} and {sharp[1]['lambda_max']:.3g}"
-        text += "."
-    if len(seeds) == 1:
-        text += " One seed: differences between the trained rows of this size may be chance, and nothing here says which optimizer is better."
+    references = c.references
+    better = max(("untrained_cls", "untrained_mean"), key=lambda name: references[name]["avg"])
+    base = references[better]
+    parts = [f"The teacher averages {references['teacher']['avg']:.1f}"]
+    for i, run in enumerate(c.members):
+        own = c.record(run, "evaluate")
+        wins = sum(row["score"] > base["tasks"][task]["score"] for task, row in own["tasks"].items())
+        parts.append(
+            f"{c.label(i)} {own['avg']:.1f}, {own['avg'] - base['avg']:+.1f} against the {REFERENCE_LABELS[better]}"
+            f" (better on {wins} of {len(own['tasks'])} tasks)"
+        )
+    text = "; ".join(parts) + "."
+    if len(c.members) > 1:
+        text += " " + _apart(c)
     return text
+
+
+def _apart(c: Comparison) -> str:
+    """How far the runs lie apart, and how far that goes."""
+    averages = [c.record(run, "evaluate")["avg"] for run in c.members]
+    text = f"The trained students lie {max(averages) - min(averages):.2f} points apart"
+    sharp = {c.label(i): run.read_record("sharpness") for i, run in enumerate(c.members)}
+    if all(sharp.values()):
+        values = ", ".join(f"{record['lambda_max']:.3g} ({label})" for label, record in sharp.items() if record)
+        text += f"; their largest Hessian eigenvalues are {values}"
+    seeds = {p.seed for p in c.resolved}
+    if len(seeds) == 1:
+        return (
+            text
+            + ". With one seed, a difference of this size may be chance: it does not say which optimizer is better."
+        )
+    return text + f", over {len(seeds)} seeds."
 
 
 def summary(c: Comparison, *, name: str) -> dict[str, Any]:
@@ -129,14 +144,14 @@ def summary(c: Comparison, *, name: str) -> dict[str, Any]:
         "base_cls_avg": references["untrained_cls"]["avg"],
         "base_mean_avg": references["untrained_mean"]["avg"],
         "references": {k: {t: r["score"] for t, r in v["tasks"].items()} for k, v in references.items()},
-        "runs": [_run_summary(c, i) for i in range(len(c.runs))],
+        "runs": [_run_summary(c, i) for i in range(len(c.members))],
         "verdict": verdict(c),
         "versions": versions(),
     }
 
 
 def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
-    run, p = c.runs[index], c.resolved[index]
+    run, p = c.members[index], c.resolved[index]
     trained, scored = c.record(run, "train"), c.record(run, "evaluate")
     sharp = run.read_record("sharpness") or {}
     return {
@@ -160,7 +175,7 @@ def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
 
 def best_run(c: Comparison) -> runs.Run:
     """The run with the highest average."""
-    return max(c.runs, key=lambda run: c.record(run, "evaluate")["avg"])
+    return max(c.members, key=lambda run: c.record(run, "evaluate")["avg"])
 
 
 def display_path(path: Path) -> str:
@@ -171,11 +186,15 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
-def versions(packages: Sequence[str] = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy")) -> dict[str, str]:
+def versions(
+    packages: Sequence[str] = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy"),
+) -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     from talas_lib import __version__
 
-    return {"talas": __version__, "python": platform.python_version()} | {n: importlib.metadata.version(n) for n in packages}
+    return {"talas": __version__, "python": platform.python_version()} | {
+        n: importlib.metadata.version(n) for n in packages
+    }
 
 
 def write_report(c: Comparison, *, name: str) -> Path:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from talas_lib.tasks import Task
 
 Progress = Callable[[int, int], None]
 
@@ -20,23 +30,22 @@ def progress(label: str, *, every_s: float = 10.0) -> Progress:
 
 def _interactive() -> bool:
     """True where a bar can redraw itself: a terminal, or a notebook that somebody looks at."""
+    shell = _shell()
+    return sys.stderr.isatty() if shell is None else _watched(shell)
+
+
+def _shell() -> Any:
+    """IPython's shell, None outside of IPython."""
     try:
         from IPython import get_ipython
-
-        shell = get_ipython()
     except ImportError:
-        shell = None
-    if shell is None:
-        return sys.stderr.isatty()
-    return "PAPERMILL" not in _environment() and type(shell).__name__ == "ZMQInteractiveShell"
+        return None
+    return get_ipython()
 
 
-def _environment() -> set[str]:
-    """PAPERMILL when the kernel was started by papermill: its injected cell is among the executed ones."""
-    from IPython import get_ipython
-
-    history = get_ipython().user_ns.get("In", [])
-    return {"PAPERMILL"} if any(cell.lstrip().startswith("# Parameters\n") for cell in history) else set()
+def _watched(shell: Any) -> bool:
+    """True in a notebook whose front end can answer a question: JupyterLab allows input, papermill and nbclient do not."""
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
 
 
 def _bar(label: str) -> Progress:
@@ -70,12 +79,120 @@ def _lines(label: str, every_s: float) -> Progress:
     return show
 
 
+@contextmanager
+def elapsed(label: str, *, every_s: float = 10.0) -> Iterator[None]:
+    """Around work of unknown length: a line with the seconds gone every `every_s` seconds, and one at the end."""
+    began, finished = time.monotonic(), threading.Event()
+
+    def tell(state: str) -> None:
+        sys.stdout.write(f"{label}: {state}, {time.monotonic() - began:.0f} s\n")
+        sys.stdout.flush()
+
+    def watch() -> None:
+        while not finished.wait(every_s):
+            tell("at work")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+    tell("done")
+
+
+def live(draw: Callable[[list[dict[str, Any]]], Figure], *, every_s: float = 5.0) -> Callable[[dict[str, Any]], None]:
+    """A callback for logged training steps that redraws one figure in place while somebody looks; headless it does nothing.
+
+    draw: the rows so far to a figure; called at most every `every_s` seconds.
+    """
+    rows: list[dict[str, Any]] = []
+    handle: list[Any] = []
+    last = -every_s
+
+    def on_log(row: dict[str, Any]) -> None:
+        nonlocal last
+        rows.append(row)
+        now = time.monotonic()
+        if now - last < every_s or not _watched(_shell()):
+            return
+        last = now
+        if handle:
+            handle[0].update(draw(rows))
+        else:
+            from IPython.display import display
+
+            handle.append(display(draw(rows), display_id=True))
+
+    return on_log
+
+
+def next_command(notebook: str, **values: Any) -> str:
+    """The papermill call that goes on with `notebook`, run from the project folder.
+
+    values: parameters; those that the notebook does not take are left out.
+    """
+    import yaml
+
+    from talas_lib.params import notebook_parameters
+
+    words = ["papermill", f"notebooks/{notebook}.ipynb", f"outputs/nb/{notebook}.ipynb"]
+    for name, *_ in notebook_parameters(notebook):
+        value = values.get(name)
+        if isinstance(value, (dict, list)) and value:
+            words += ["-y", yaml.safe_dump({name: value}, default_flow_style=True, width=1000).strip()]
+        elif isinstance(value, (str, int, float)):
+            # -p reads digits as a number, -r keeps them text
+            words += ["-r" if isinstance(value, str) and value[:1].isdigit() else "-p", name, str(value)]
+    return shlex.join(words)
+
+
+def tasks_table(tasks: Sequence[Task]) -> pd.DataFrame:
+    """One row a task: kind, metric, domain, counts, where the data come from and the first digits of their hash."""
+    import pandas as pd
+
+    domain = {True: "in", False: "out", None: "not said"}
+    rows = {
+        task.name: {
+            "kind": task.kind,
+            "metric": task.metric,
+            "domain": domain[task.in_domain],
+            "counts": ", ".join(f"{n:,} {what}" for what, n in task.counts.items()),
+            "source": task.source,
+            "sha256": task.sha256[:12],
+        }
+        for task in tasks
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+
+def search(
+    query: str, sentences: Sequence[str], models: Mapping[str, Callable[[list[str]], np.ndarray]]
+) -> pd.DataFrame:
+    """Each sentence's cosine with the query and its rank, a pair of columns a model; best first by the first model.
+
+    models: label to a function from texts to vectors `[texts, dim]` of any length but zero.
+    """
+    import numpy as np
+    import pandas as pd
+
+    columns = {}
+    for label, encode in models.items():
+        vectors = np.asarray(encode([query, *sentences]), dtype=np.float64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosine = pd.Series(vectors[1:] @ vectors[0], index=pd.Index(sentences, name=query))
+        columns[label, "rank"] = cosine.rank(ascending=False, method="min").astype(int)
+        columns[label, "cosine"] = cosine.round(3)
+    return pd.DataFrame(columns).sort_values((next(iter(models)), "rank"))
+
+
 def snippet(model_dir: str) -> str:
     """Three lines that load a student and rank sentences with it."""
     return "\n".join(
         (
             f'from sentence_transformers import SentenceTransformer; model = SentenceTransformer("{model_dir}")',
-            'sentences = ["The plot never thickens.", "The acting is superb.", "Stocks fell sharply."]',
-            'print(sorted(zip(model.similarity(model.encode("a great performance"), model.encode(sentences))[0].tolist(), sentences))[::-1])',
+            'query, texts = "a great performance", ["The acting is superb.", "The plot is dull.", "Stocks fell sharply."]',
+            "print(sorted(zip(model.similarity(model.encode(query), model.encode(texts))[0].tolist(), texts), reverse=True))",
         )
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import logging as transformers_logging
 
 from talas_lib.errors import TalasError
-from talas_lib.packed import Layout, TokenSequences, packed_attention
+from talas_lib.model_folders import transformer_folder
+from talas_lib.packed import Layout, TokenSequences, packed_attention, use_fast_dropout
 from talas_lib.pooling import POOLINGS, pool
 
 PACKED = "talas_packed"
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, lambda *_, **__: None)  # the layout replaces the mask
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model")
 
 
 class Encoder(nn.Module):
@@ -62,6 +60,7 @@ class Encoder(nn.Module):
         self._aside = (getattr(model, "pooler", None),)
         if self._aside[0] is not None:
             model.pooler = None
+        use_fast_dropout(model)
         self.packed = bool(model._supports_attention_backend) and not _slides(model.config)
         model.set_attn_implementation(PACKED if self.packed else "eager")
 
@@ -73,9 +72,10 @@ class Encoder(nn.Module):
         no code from the folder is run. TalasError says what is missing when the folder holds no such model.
         """
         folder = transformer_folder(folder)
-        model = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
-        )
+        with quiet():
+            model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
+            )
         if layers is not None:
             keep_layers(model, layers)
         return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), **options)
@@ -113,7 +113,9 @@ class Encoder(nn.Module):
         try:
             return TokenSequences.from_lists(ids)
         except ValueError as error:
-            raise TalasError(f"{error}: {texts[int(str(error).split()[1])]!r} is empty after tokenisation; remove it") from None
+            raise TalasError(
+                f"{error}: {texts[int(str(error).split()[1])]!r} is empty after tokenisation; remove it"
+            ) from None
 
     def end_of_text_ids(self) -> list[int]:
         """Ids that may close a sentence for last-token pooling, the one to append first."""
@@ -252,7 +254,7 @@ class Encoder(nn.Module):
             return
         weight = self._full_table.to(self.device) * decay
         weight[self.used_vocabulary] = self.model.get_input_embeddings().weight.detach()
-        table = nn.Embedding(*weight.shape, padding_idx=self._padding_idx, _weight=weight, device=weight.device)
+        table = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=self._padding_idx)
         self.model.set_input_embeddings(table)
         self.used_vocabulary = None
         del self._full_table
@@ -266,11 +268,24 @@ class Encoder(nn.Module):
         if self._aside[0] is not None:
             self.model.pooler = self._aside[0].to(self.device)
         try:
-            self.model.save_pretrained(folder, safe_serialization=True)
+            with quiet():
+                self.model.save_pretrained(folder, safe_serialization=True)
             self.tokenizer.save_pretrained(folder)
         finally:
             if self._aside[0] is not None:
                 self.model.pooler = None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars for loading and saving weights, which take a moment and clutter a notebook."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -294,12 +309,14 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     blocks = _blocks(model)
     wrong = [i for i in layers if not 0 <= i < len(blocks)]
     if wrong or not layers:
-        raise TalasError(f"layers {list(layers)} of a model with {len(blocks)} blocks: choose from 0 to {len(blocks) - 1}")
+        raise TalasError(
+            f"layers {list(layers)} of a model with {len(blocks)} blocks: choose from 0 to {len(blocks) - 1}"
+        )
     kept = nn.ModuleList([blocks[i] for i in layers])
     for number, block in enumerate(kept):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                setattr(module, "layer_idx", number)  # noqa: B010 (no declared attribute)
     parent, name = _block_parent(model)
     setattr(parent, name, kept)
     model.config.num_hidden_layers = len(kept)
@@ -312,7 +329,9 @@ def _block_parent(model: Any) -> tuple[Any, str]:
         return model.encoder, "layer"
     if hasattr(model, "layers"):
         return model, "layers"
-    raise TalasError(f"{type(model).__name__} keeps its blocks neither in encoder.layer nor in layers; it is not supported")
+    raise TalasError(
+        f"{type(model).__name__} keeps its blocks neither in encoder.layer nor in layers; it is not supported"
+    )
 
 
 def _blocks(model: Any) -> nn.ModuleList:
@@ -326,54 +345,3 @@ def _is_bert_like(model: Any) -> bool:
 
 def _slides(config: Any) -> bool:
     return any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
-
-
-def transformer_folder(folder: Path | str) -> Path:
-    """The folder that holds config.json: the folder itself, or module 0 of a sentence-transformers folder.
-
-    TalasError when there is none, or when the weights are not safetensors (pickled weights can run code and are refused).
-    """
-    folder = Path(folder).expanduser()
-    modules = folder / "modules.json"
-    if modules.is_file():
-        first = json.loads(modules.read_text())[0].get("path", "")
-        folder = folder / first if first else folder
-    if not (folder / "config.json").is_file():
-        raise TalasError(f"{folder} holds no model: there is no config.json. Give a folder in transformers or sentence-transformers form")
-    if not list(folder.glob("*.safetensors")):
-        raise TalasError(f"{folder} has no *.safetensors weights. Pickled weights are not read; convert them with save_pretrained()")
-    return folder
-
-
-def pooling_of_folder(folder: Path | str) -> str | None:
-    """cls, mean or last as a sentence-transformers folder declares it; None when it does not say."""
-    for config in sorted(Path(folder).expanduser().glob("*_Pooling/config.json")):
-        declared = json.loads(config.read_text())
-        if declared.get("pooling_mode") in POOLINGS:
-            return str(declared["pooling_mode"])
-        names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-        chosen = [ours for key, ours in names.items() if declared.get(key)]
-        if len(chosen) == 1:
-            return chosen[0]
-    return None
-
-
-def folder_fingerprint(folder: Path | str) -> dict[str, str]:
-    """sha256 of the weights, of the configuration and of the tokenizer files of a model folder."""
-    folder = transformer_folder(folder)
-    tokenizer = [folder / n for n in TOKENIZER_FILES if (folder / n).is_file()]
-    return {
-        "weights": _sha256(sorted(folder.glob("*.safetensors"))),
-        "config": _sha256([folder / "config.json"]),
-        "tokenizer": _sha256(tokenizer),
-    }
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -175,8 +175,8 @@ class Vectors:
             raise TalasError(
                 f"the encoder gave an array of shape {raw.shape} for {len(texts)} texts, not [{len(texts)}, dim]"
             )
-        finite = np.isfinite(raw).all(axis=1)
-        usable = np.logical_and(finite, np.any(raw != 0, axis=1))
+        finite = np.asarray(np.isfinite(raw).all(axis=1))
+        usable = np.asarray(finite & (np.abs(raw).max(axis=1) > 0))
         if not usable.all():
             first = int(np.argmin(usable))
             what = "the zero vector" if finite[first] else "a vector with NaN or infinite values"

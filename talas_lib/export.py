@@ -29,16 +29,20 @@ def save_student(student: Encoder, folder: Path, *, heads: nn.Module | None = No
     """
     from safetensors.torch import save_file
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    from talas_lib.encoders import quiet
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with tempfile.TemporaryDirectory() as plain:
             student.save_transformer(Path(plain))
-            body = Transformer(plain, max_seq_length=student.max_length)
-            model = SentenceTransformer(modules=[body, Pooling(student.dim, _pooling_mode(student.pooling))], device="cpu")
-            model.save_pretrained(str(staging), create_model_card=False)
+            with quiet():
+                body = Transformer(plain, max_seq_length=student.max_length)
+                pooling = Pooling(student.dim, _pooling_mode(student.pooling))
+                model = SentenceTransformer(modules=[body, pooling], device="cpu")
+                model.save_pretrained(str(staging), create_model_card=False)
         if card:
             (staging / "README.md").write_text(card, encoding="utf-8")
         state = {} if heads is None else {k: v.detach().contiguous() for k, v in heads.state_dict().items()}
@@ -54,8 +58,11 @@ def check_loads(student: Encoder, folder: Path, texts: Sequence[str], *, toleran
     """Smallest cosine between the student's vectors and those of SentenceTransformer(folder); TalasError below 1 - tolerance."""
     from sentence_transformers import SentenceTransformer
 
+    from talas_lib.encoders import quiet
+
     ours = student.encode(list(texts), normalize=True)
-    loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    with quiet():
+        loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     theirs = loaded.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
     worst = float((ours * np.asarray(theirs)).sum(1).min())
     if worst < 1 - tolerance:
@@ -64,7 +71,14 @@ def check_loads(student: Encoder, folder: Path, texts: Sequence[str], *, toleran
 
 
 def model_card(
-    *, name: str, teacher: str, student: str, method: str, corpus: str, pooling: str, scores: Mapping[str, Mapping[str, Any]]
+    *,
+    name: str,
+    teacher: str,
+    student: str,
+    method: str,
+    corpus: str,
+    pooling: str,
+    scores: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """README.md of a saved student. scores: task -> {metric, student, teacher, untrained} on a 0 to 100 scale."""
     lines = [
@@ -75,7 +89,8 @@ def model_card(
         "---",
         f"# {name}",
         "",
-        f"A sentence encoder distilled with talas from `{teacher}` into `{student}` by {method}, on the corpus {corpus}, without labels.",
+        f"A sentence encoder distilled with talas from `{teacher}` into `{student}` by {method}, on the corpus {corpus},",
+        "without labels.",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
@@ -87,14 +102,17 @@ def model_card(
         "",
     ]
     if scores:
-        lines += ["| task | metric | this student | untrained student | teacher |", "| --- | --- | ---: | ---: | ---: |"]
+        lines += [
+            "| task | metric | this student | untrained student | teacher |",
+            "| --- | --- | ---: | ---: | ---: |",
+        ]
         for task, row in scores.items():
             cells = (_number(row.get(k)) for k in ("student", "untrained", "teacher"))
             lines.append(f"| {task} | {row.get('metric', '')} | {' | '.join(cells)} |")
         lines.append("")
     lines += [
-        "Scores are on a 0 to 100 scale, from frozen vectors of one run. The model has seen only its training corpus; on texts of",
-        "another kind, other languages or much longer texts it may do worse than these numbers.",
+        "Scores are on a 0 to 100 scale, from frozen vectors of one run. The model has seen only its training corpus; on texts",
+        "of another kind, other languages or much longer texts it may do worse than these numbers.",
         "",
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,9 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, same_text: Tensor |
     """
     scores = unit(query) @ unit(key).T / temperature
     if same_text is not None:
-        copies = (same_text[:, None] == same_text[None]) & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        copies = (same_text[:, None] == same_text[None]) & ~torch.eye(
+            len(scores), dtype=torch.bool, device=scores.device
+        )
         scores = scores.masked_fill(copies, float("-inf"))
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
@@ -61,7 +64,7 @@ def lasd(relations: Sequence[Tensor], stop_grad: str | None = None) -> Tensor:
     if stop_grad not in (None, "upper", "lower"):
         raise ValueError(f"stop_grad {stop_grad!r} is not one of None, 'upper', 'lower'")
     terms = []
-    for lower, upper in zip(relations[:-1], relations[1:], strict=True):
+    for lower, upper in pairwise(relations):
         lower = lower.detach() if stop_grad == "lower" else lower
         upper = upper.detach() if stop_grad == "upper" else upper
         terms.append((upper - lower).square().mean())

@@ -119,6 +119,49 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.lengths.to(device, non_blocking=True), self.longest, self.bidirectional)
 
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Sentences of similar length, for attention: padding each group to its own longest wastes little.
+
+        One group where the lengths are alike (or few), else `_GROUPS` of equal size in order of length.
+        """
+        lengths = self.lengths.tolist()
+        count = (
+            1
+            if len(lengths) < 2 * _GROUPS or _padded_cost(lengths) < _WORTH_IT * sum(n * n for n in lengths)
+            else _GROUPS
+        )
+        if count == 1:
+            return (Group(None, self),)
+        order = torch.argsort(self.lengths, stable=True)
+        starts, parts = self.starts, []
+        for chosen in torch.tensor_split(order, count):
+            part = Layout(self.lengths[chosen], int(self.lengths[chosen[-1]]), self.bidirectional)
+            parts.append(Group(starts[chosen][part.sentence] + part.position, part))
+        return tuple(parts)
+
+    @cached_property
+    def regroup(self) -> Tensor:
+        """Where each token of the packed batch stands among the tokens of all groups in turn, `[T]`."""
+        tokens = torch.cat([g.tokens for g in self.groups if g.tokens is not None])
+        return torch.argsort(tokens)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Part of a batch: its tokens (indices into the packed batch, None for all of them) and its own layout."""
+
+    tokens: Tensor | None
+    layout: Layout
+
+
+_GROUPS = 4
+_WORTH_IT = 1.5
+
+
+def _padded_cost(lengths: Sequence[int]) -> int:
+    return len(lengths) * max(lengths) ** 2
+
 
 def packed_attention(
     module: Any,
@@ -133,20 +176,72 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of a packed batch in the form `transformers` calls: query `[1, heads, T, dim]` to `[1, T, heads, dim]`.
 
-    Only here are the sentences padded to the longest one. Grouped key and value heads and causal models
-    (`module.is_causal`, unless the layout says bidirectional) are supported; a sliding window is not.
+    Only here are sentences padded, each to the longest of its group. Grouped key and value heads and causal models
+    (`module.is_causal`, unless the layout says bidirectional) are supported; a sliding window is not. On a GPU, and
+    where no gradient is asked for, it is torch's fused attention; elsewhere plain matrix products, which can be
+    differentiated twice and whose dropout is cheap.
     """
     if layout is None:
         raise ValueError("packed attention needs layout=Layout.of(lengths)")
-    q, k, v = (layout.pad(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     causal = bool(getattr(module, "is_causal", False)) and not layout.bidirectional
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=layout.mask(causal=causal),
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=k.shape[1] != q.shape[1],
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    fused = query.is_cuda or not torch.is_grad_enabled()
+    attend = _fused_attention if fused else _plain_attention
+    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, dim] each
+    if query.is_cuda or len(layout.groups) == 1:
+        return attend(tokens, layout, causal, dropout, scale)[None], None
+    parts = []
+    for group in layout.groups:
+        assert group.tokens is not None
+        parts.append(attend([x.index_select(0, group.tokens) for x in tokens], group.layout, causal, dropout, scale))
+    return torch.cat(parts).index_select(0, layout.regroup)[None], None
+
+
+def _fused_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:
+    q, k, v = (layout.pad(x).transpose(1, 2) for x in qkv)
+    mask, grouped = layout.mask(causal=causal), k.shape[1] != q.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+    return layout.unpad(out.transpose(1, 2))
+
+
+def _plain_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:
+    q, k, v = (layout.pad(x).transpose(1, 2) for x in qkv)
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    bias = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(
+        ~layout.mask(causal=causal), torch.finfo(q.dtype).min
     )
-    return layout.unpad(out.transpose(1, 2))[None], None
+    weights = torch.softmax((q * scale) @ k.transpose(2, 3) + bias, dim=-1)
+    if dropout:
+        weights = weights * dropout_mask(weights, dropout)
+    return layout.unpad((weights @ v).transpose(1, 2))
+
+
+def dropout_mask(like: Tensor, p: float) -> Tensor:
+    """0 with probability p, else 1 / (1 - p), in the shape and dtype of `like`, from torch's global CPU generator.
+
+    Sixteen random bits an element instead of torch's one call a number: several times faster on a CPU. p is rounded to a
+    multiple of 2^-16, and the scale to match.
+    """
+    threshold = round(p * 65536)
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: like.numel()].view(like.shape)
+    return (bits >= threshold - 32768).to(like.dtype).mul_(65536 / (65536 - threshold))
+
+
+class FastDropout(torch.nn.Dropout):
+    """nn.Dropout with `dropout_mask` on the CPU; on other devices the ordinary one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        return input * dropout_mask(input, self.p)
+
+
+def use_fast_dropout(module: torch.nn.Module) -> None:
+    """Replace every nn.Dropout below `module` by a FastDropout of the same p, in place."""
+    for child_name, child in module.named_children():
+        if type(child) is torch.nn.Dropout:
+            setattr(module, child_name, FastDropout(child.p))
+        else:
+            use_fast_dropout(child)

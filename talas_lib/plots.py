@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette; one colour a kind of model
@@ -30,7 +31,7 @@ def colour(label: str, index: int = 0) -> str:
     return SPARE[index % len(SPARE)]
 
 
-def _axes(width: float, height: float) -> tuple[Figure, object]:
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -51,7 +52,9 @@ def scores(table: pd.DataFrame) -> Figure:
     trained = [m for m in table.index if "student" not in m and m != "teacher"]
     base = table.loc[[m for m in table.index if "untrained" in m], "avg"].max()
     best = table.loc[trained, "avg"].max() if trained else base
-    axes.set_title(f"Best trained student {best:.1f} on average, better untrained student {base:.1f}, teacher {table.loc['teacher', 'avg']:.1f}")
+    axes.set_title(
+        f"Average: best trained student {best:.1f}, better untrained one {base:.1f}, teacher {float(table['avg']['teacher']):.1f}"
+    )
     axes.set_ylabel("score (0 to 100)")
     axes.set_xlabel("")
     axes.set_ylim(0, 100)
@@ -67,14 +70,20 @@ def eigenvalues(table: pd.DataFrame) -> Figure:
     figure, axes = _axes(7.5, 4.2)
     sns.barplot(rows, x="model", y="value", hue="estimator", palette=["#56B4E9", "#E69F00"], ax=axes)
     lanczos = rows[rows["estimator"] == "lanczos"].set_index("model")["value"]
-    axes.set_title("Largest Hessian eigenvalue: " + ", ".join(f"{m} {v:.3g}" for m, v in lanczos.items()), fontsize="medium", wrap=True)
+    axes.set_title(
+        "Largest Hessian eigenvalue: " + ", ".join(f"{m} {v:.3g}" for m, v in lanczos.items()),
+        fontsize="medium",
+        wrap=True,
+    )
     axes.set_ylabel("$\\lambda_{max}$ of the full objective")
     axes.set_xlabel("")
     axes.legend(title="", frameon=False)
     return figure
 
 
-def training_curves(table: pd.DataFrame, terms: Sequence[str] = ("loss", "loss_tamd", "loss_lasd", "loss_simcse")) -> Figure:
+def training_curves(
+    table: pd.DataFrame, terms: Sequence[str] = ("loss", "loss_tamd", "loss_lasd", "loss_simcse")
+) -> Figure:
     """Total loss and its unweighted terms over the epochs, one line a run; `table` from compare.curves_table."""
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -107,6 +116,63 @@ def power_traces(traces: dict[str, Sequence[float]], exact: dict[str, float]) ->
     axes.set_ylabel("Rayleigh quotient")
     axes.set_title("Power iteration approaches what Lanczos finds (dashed)")
     axes.legend(frameon=False)
+    return figure
+
+
+def lengths(words: Sequence[int], sources: Sequence[str]) -> Figure:
+    """How long the sentences of a corpus are, in words, one line a source; both sequences run over the sentences."""
+    import seaborn as sns
+
+    table = pd.DataFrame({"words": words, "source": sources})
+    figure, axes = _axes(7.5, 4)
+    sns.ecdfplot(table, x="words", hue="source", palette="colorblind", ax=axes)
+    half, most = table["words"].quantile([0.5, 0.95], interpolation="lower")
+    axes.set_title(f"Half of the sentences have at most {half} words, 95 % at most {most}")
+    axes.set_xlabel("words in a sentence")
+    axes.set_ylabel("share of the source's sentences")
+    axes.set_xlim(0)
+    return figure
+
+
+def spectrum(share: Sequence[float]) -> Figure:
+    """Share of the variance in the first k principal directions over k; `share` of each direction, largest first."""
+    import numpy as np
+
+    held = 100 * np.cumsum(share)
+    needed = int(np.searchsorted(held, 90)) + 1
+    figure, axes = _axes(7, 4)
+    axes.plot(np.arange(1, len(held) + 1), held, color=COLOURS["teacher"], label="these vectors")
+    axes.plot([0, len(held)], [0, 100], color=COLOURS["untrained"], linestyle=":", label="all directions equal")
+    axes.axvline(needed, color=SPARE[1], linestyle="--", linewidth=1)
+    axes.set_title(f"{needed} of {len(held)} directions hold 90 % of the variance")
+    axes.set_xlabel("principal directions, largest first")
+    axes.set_ylabel("variance held (%)")
+    axes.set_ylim(0, 101)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def ascent(table: pd.DataFrame) -> Figure:
+    """What the sharpness-aware perturbation did at the probed steps; `table` from compare.curves_table, one run."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    rows = table[table["ascent_gain"].notna()].assign(percent=lambda t: 100 * t["relative"])
+    panels = {
+        "ascent_gain": "Rise of the loss at $w + \\epsilon$",
+        "percent": "Length of the perturbation, % of $||w||$",
+        "ascent_cosine": f"$\\cos(g', g)$: mean {rows['ascent_cosine'].mean():.4f}",
+    }
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, grid = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    plt.close(figure)
+    for axes, (name, title) in zip(grid, panels.items(), strict=True):
+        axes.plot(rows["epoch"], rows[name], "o-", markersize=4, color=colour(rows["model"].iloc[0]), label="measured")
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.ticklabel_format(axis="y", useOffset=False)
+    grid[0].plot(rows["epoch"], rows["predicted_gain"], "k--", label="first order: $\\rho\\,||T_w g||$")
+    grid[0].legend(frameon=False)
     return figure
 
 

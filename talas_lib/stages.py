@@ -54,7 +54,9 @@ def settings_of(p: ResolvedParams) -> Settings:
     if optimizer.kind in ("sam", "asam"):
         around = Perturbation(optimizer.kind, optimizer.rho or 0.0, optimizer.eta or 0.0, optimizer.bias_mode or "abs")
     elif optimizer.kind != "adamw":
-        raise TalasError(f"optimizer kind {optimizer.kind!r} is described in params/optimizers but not trained yet; accepted: adamw, sam, asam")
+        raise TalasError(
+            f"optimizer kind {optimizer.kind!r} is described in params/optimizers but not trained yet; accepted: adamw, sam, asam"
+        )
     return Settings(
         epochs=p.epochs,
         batch_size=p.batch_size,
@@ -139,7 +141,13 @@ def _finish(
 ) -> runs.Run:
     began = time.perf_counter()
     card = export.model_card(
-        name=run.id, teacher=p.teacher, student=p.student, method=f"{p.method} with {p.optimizer}", corpus=corpus.name, pooling=student.pooling, scores={}
+        name=run.id,
+        teacher=p.teacher,
+        student=p.student,
+        method=f"{p.method} with {p.optimizer}",
+        corpus=corpus.name,
+        pooling=student.pooling,
+        scores={},
     )
     folder = export.save_student(student.to("cpu"), run.folder / "model", heads=method.heads, card=card)
     cosine = export.check_loads(student, folder, corpus.texts[:32])

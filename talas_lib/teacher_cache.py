@@ -150,7 +150,9 @@ def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dic
     vectors = np.asarray(embed(texts), dtype=np.float32)
     bad = ~np.isfinite(vectors).all(1) | (np.abs(vectors).max(1) == 0)
     if bad.any():
-        raise TalasError(f"the teacher gives no usable vector (NaN, infinite or zero) for {texts[int(np.argmax(bad))]!r}; remove it")
+        raise TalasError(
+            f"the teacher gives no usable vector (NaN, infinite or zero) for {texts[int(np.argmax(bad))]!r}; remove it"
+        )
     _save(file, vectors)
     record = {"file": file.name, "sha256": _sha256(file), "rows": len(texts), "dim": vectors.shape[1]}
     record["seconds"] = time.perf_counter() - began

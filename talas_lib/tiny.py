@@ -77,7 +77,9 @@ def _wordpiece(texts: list[str], **named: str) -> PreTrainedTokenizerFast:
     tok.normalizer = normalizers.BertNormalizer(lowercase=True)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
-    tok.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=[*named.values()], show_progress=False))
+    tok.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=[*named.values()], show_progress=False)
+    )
     cls, sep = named["cls"], named["sep"]
     ids = [(cls, tok.token_to_id(cls)), (sep, tok.token_to_id(sep))]
     tok.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=ids)
@@ -107,7 +109,9 @@ def _byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tok.train_from_iterator(texts, trainer)
     ids = [("<|endoftext|>", tok.token_to_id("<|endoftext|>"))]
     tok.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=ids)
@@ -132,7 +136,7 @@ def _qwen3(tok: Any, dim: int, layers: int) -> Qwen3Model:
     return Qwen3Model(Qwen3Config(num_key_value_heads=2, head_dim=dim // 4, pad_token_id=tok.pad_token_id, **sizes))
 
 
-def _sizes(tok: Any, dim: int, layers: int) -> dict[str, int]:
+def _sizes(tok: Any, dim: int, layers: int) -> dict[str, Any]:
     return {
         "vocab_size": len(tok),
         "hidden_size": dim,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from talas_lib import tiny
-from talas_lib.encoders import Encoder, batches_by_length, folder_fingerprint, keep_layers, pooling_of_folder, transformer_folder
+from talas_lib.encoders import Encoder, batches_by_length, keep_layers
 from talas_lib.errors import TalasError
+from talas_lib.model_folders import folder_fingerprint, pooling_of_folder, transformer_folder
 from talas_lib.packed import Layout, TokenSequences
 from talas_lib.pooling import pool
 
@@ -40,7 +41,7 @@ def test_packed_equals_padded(arch, side, tiny_encoder_folder, tiny_texts):
         pytest.skip("absolute positions")
     encoder = load(tiny_encoder_folder(arch), arch, padding_side=side).eval()
     assert encoder.packed
-    ids, lengths = encoder.tokenize(tiny_texts[:6] + ["a b"]).take(np.arange(7))
+    ids, lengths = encoder.tokenize([*tiny_texts[:6], "a b"]).take(np.arange(7))
     layout = Layout.of(lengths)
     with torch.no_grad():
         packed, padded = encoder(ids, layout), encoder.forward_padded(ids, layout)

@@ -80,7 +80,9 @@ def test_the_total_by_hand():
 def test_lasd_sees_geometry_only(random64):
     e = random64(6, 5)
     turned = (e @ rotation(5, 2)) * random64(6, 1).abs()
-    assert losses.lasd([losses.relation_matrix(e), losses.relation_matrix(turned)]).item() == pytest.approx(0, abs=1e-24)
+    assert losses.lasd([losses.relation_matrix(e), losses.relation_matrix(turned)]).item() == pytest.approx(
+        0, abs=1e-24
+    )
     one = losses.relation_matrix(random64(1, 5))
     assert losses.lasd([one, one]).item() == 0
 

