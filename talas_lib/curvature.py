@@ -265,14 +265,20 @@ def _ritz_vectors(
 
 
 def spectrum_ends(op: LinearOperator, *, seed: int, tol: float = 1e-3, max_iter: int = 100) -> SpectrumEnds:
-    """Largest and smallest algebraic eigenvalue by Lanczos, `max_iter` steps for each.
-
-    At a minimum the smallest is close to zero, so it is searched on H - cI, c a thousandth of the largest.
-    """
+    """Largest and smallest algebraic eigenvalue by Lanczos, `max_iter` steps for each."""
     largest = lanczos(op, seed=seed, tol=tol, max_iter=max_iter)[0]
+    return SpectrumEnds(largest, smallest_eigenvalue(op, largest, seed=seed, tol=tol, max_iter=max_iter))
+
+
+def smallest_eigenvalue(
+    op: LinearOperator, largest: EigenResult, *, seed: int, tol: float = 1e-3, max_iter: int = 100
+) -> EigenResult:
+    """Smallest algebraic eigenvalue by Lanczos.
+
+    At a minimum it is close to zero, so it is searched on H - cI, c a thousandth of the largest.
+    """
     shift = -NEAR_ZERO * abs(largest.value)
-    smallest = lanczos(op, seed=seed, which="SA", tol=tol, max_iter=max_iter, shift=shift)[0]
-    return SpectrumEnds(largest, smallest)
+    return lanczos(op, seed=seed, which="SA", tol=tol, max_iter=max_iter, shift=shift)[0]
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ def _lines(label: str, every_s: float) -> Progress:
 
 @contextmanager
 def elapsed(label: str, *, every_s: float = 10.0) -> Iterator[None]:
-    """Around work of unknown length: a line with the seconds gone every `every_s` seconds, and one at the end."""
+    """Around work of unknown length: a line with the seconds gone after `every_s` seconds, then ever more rarely (at least
+    every minute), and one at the end.
+    """
     began, finished = time.monotonic(), threading.Event()
 
     def tell(state: str) -> None:
@@ -89,8 +91,10 @@ def elapsed(label: str, *, every_s: float = 10.0) -> Iterator[None]:
         sys.stdout.flush()
 
     def watch() -> None:
-        while not finished.wait(every_s):
+        pause = every_s
+        while not finished.wait(pause):
             tell("at work")
+            pause = min(2 * pause, 60)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -93,15 +93,16 @@ def training_curves(
     figure, grid = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
     plt.close(figure)
     models = list(dict.fromkeys(table["model"]))
+    window = 5 if len(table) >= 20 * len(models) else 1
     for axes, term in zip(grid[0], shown, strict=True):
         for i, model in enumerate(models):
             rows = table[table["model"] == model].sort_values("step")
-            smooth = rows[term].rolling(5, min_periods=1, center=True).mean()
+            smooth = rows[term].rolling(window, min_periods=1, center=True).mean()
             axes.plot(rows["epoch"], rows[term], color=colour(model, i), alpha=0.25, linewidth=1)
             axes.plot(rows["epoch"], smooth, color=colour(model, i), label=model, linewidth=1.8)
-        axes.set_title(term.replace("loss_", "").upper() if term != "loss" else "total objective")
+        axes.set_title({"loss": "total objective", "loss_simcse": "SimCSE"}.get(term, term.removeprefix("loss_").upper()))
         axes.set_xlabel("epoch")
-    grid[0][0].set_ylabel("loss (thick: mean of 5 logged steps)")
+    grid[0][0].set_ylabel("loss (thick: mean of 5 logged steps)" if window > 1 else "loss")
     grid[0][-1].legend(frameon=False)
     return figure
 

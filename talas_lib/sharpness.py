@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talas_lib.curvature import EigenResult, lanczos, power_iteration, spectrum_ends
+from talas_lib.curvature import EigenResult, lanczos, power_iteration, smallest_eigenvalue
 from talas_lib.hessian import HessianOperator, Loss, check_deterministic, hvp_operator, mean_gradient
 from talas_lib.sharpness_aware import Perturbation, ascent_direction
 
 
 @dataclass(frozen=True)
 class SharpnessResult:
-    """Both ends of the Hessian's spectrum at one point, by two estimators.
+    """The largest eigenvalue of the Hessian at one point, by two estimators.
 
     Attributes:
         subset: which parameters the Hessian is taken of (a label, "encoder").
@@ -32,7 +32,7 @@ class SharpnessResult:
         power_abs_max: eigenvalue of largest magnitude by power iteration: the number PyHessian reports.
         power_max: largest eigenvalue by power iteration: the same run if positive, else one on H + cI.
         lanczos_max: largest eigenvalue by Lanczos: the headline.
-        lanczos_min: smallest eigenvalue by Lanczos.
+        lanczos_min: smallest eigenvalue by Lanczos, None unless asked for.
         per_batch: largest eigenvalue of each batch by Lanczos, without vectors (empty unless asked for).
     """
 
@@ -43,7 +43,7 @@ class SharpnessResult:
     power_abs_max: EigenResult
     power_max: EigenResult
     lanczos_max: EigenResult
-    lanczos_min: EigenResult
+    lanczos_min: EigenResult | None = None
     per_batch: tuple[EigenResult, ...] = ()
 
     @property
@@ -55,7 +55,7 @@ class SharpnessResult:
         """One plain dict per estimate; `batch` is None for the mean loss, else the index of the batch."""
         batches = len(self.batch_losses)
         mean = (self.power_abs_max, self.power_max, self.lanczos_max, self.lanczos_min)
-        rows = [self._row(result, batches, None) for result in mean]
+        rows = [self._row(result, batches, None) for result in mean if result is not None]
         return rows + [self._row(result, 1, index) for index, result in enumerate(self.per_batch)]
 
     def _row(self, result: EigenResult, batches: int, batch: int | None) -> dict[str, Any]:
@@ -82,11 +82,12 @@ def measure_sharpness(
     tol: float = 1e-3,
     max_iter: int = 100,
     residual_tol: float = 1e-2,
+    smallest: bool = False,
     per_batch: bool = False,
     cache_graphs: bool = False,
     subset: str = "encoder",
 ) -> SharpnessResult:
-    """Extreme eigenvalues of the Hessian of the mean of `batch_losses`, by power iteration and by Lanczos.
+    """Largest eigenvalue of the Hessian of the mean of `batch_losses`, by power iteration and by Lanczos.
 
     Args:
         batch_losses: one closure per fixed batch, as for `hvp_operator`.
@@ -96,6 +97,7 @@ def measure_sharpness(
         tol: relative change of power iteration; residual of Lanczos.
         max_iter: products for each of the estimates (a product runs through all batches).
         residual_tol: residual below which power iteration counts as converged.
+        smallest: also the smallest eigenvalue, for as many products again.
         per_batch: also each batch on its own, by Lanczos.
         cache_graphs: see `hvp_operator`; memory for speed.
 
@@ -105,7 +107,8 @@ def measure_sharpness(
     losses = check_deterministic(batch_losses)
     operator = hvp_operator(batch_losses, encoder_parameters, cache_graphs=cache_graphs)
     abs_max, power_max = _by_power(operator, seed, tol, max_iter, residual_tol)
-    ends = spectrum_ends(operator, seed=seed, tol=tol, max_iter=max_iter)
+    largest = lanczos(operator, seed=seed, tol=tol, max_iter=max_iter)[0]
+    lowest = smallest_eigenvalue(operator, largest, seed=seed, tol=tol, max_iter=max_iter) if smallest else None
     single = []
     for loss in batch_losses if per_batch else ():
         alone = hvp_operator([loss], encoder_parameters, cache_graphs=cache_graphs)
@@ -117,8 +120,8 @@ def measure_sharpness(
         batch_losses=losses,
         power_abs_max=abs_max,
         power_max=power_max,
-        lanczos_max=ends.largest,
-        lanczos_min=ends.smallest,
+        lanczos_max=largest,
+        lanczos_min=lowest,
         per_batch=tuple(single),
     )
 

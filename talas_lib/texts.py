@@ -181,7 +181,7 @@ def _csv(file: Path, text: str) -> Iterator[Row]:
                 )
             yield Row(reader.line_num, dict(record))
     except csv.Error as error:
-        raise TalasError(f"{file}, line {reader.line_num}: {error}") from None
+        raise TalasError(f"{file}, the record from line {reader.line_num + 1} on: {error}") from None
 
 
 def _encodable(text: str) -> bool:

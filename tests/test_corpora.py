@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from talas_lib.errors import TalasError
 from talas_lib.params import CorpusSpec
 from talas_lib.texts import comparison_key
 
-WORDS = "the old actor gave every quiet scene a warm and honest reason to stay until its very end again".split()
+WORDS = ["the", "old", "actor", "gave", "every", "quiet", "scene", "a", "warm", "and", "honest", "reason"]
 
 
 def sentence(rng: random.Random, length: int) -> str:
@@ -27,6 +28,7 @@ def rated_folder(tmp_path: Path) -> Path:
         rows = [(round(rng.uniform(-3, 3), 2), sentence(rng, rng.randrange(5, 30))) for _ in range(120)]
         if domain == "movies":
             rows.sort(reverse=True)
+        rows.append((0.5, "this sentence stands in all four files"))
         rows += [(1.0, "too short"), (0.0, " ".join(["long"] * 70)), (2.0, rows[0][1].upper() + "!")]
         lines = ["id\tsentiment\ttext", *(f"{i}\t{rating}\t{text}" for i, (rating, text) in enumerate(rows))]
         (tmp_path / name).write_text("\r\n".join(lines) + "\r\n", newline="")
@@ -95,6 +97,12 @@ def test_draw_takes_both_ends_of_the_sorted_movie_file(rated_folder: Path) -> No
     assert min(drawn) < 0 < max(drawn)
 
 
+def test_a_sentence_of_several_domains_is_drawn_once(rated_folder: Path) -> None:
+    corpus = packaged(rated_folder, sentences=480)  # nearly all there is
+    assert len(corpus) == len({comparison_key(text) for text in corpus.texts}) == 480
+    assert "this sentence stands in all four files" in corpus.texts
+
+
 def test_held_out_texts_are_never_drawn_and_the_rest_stays(rated_folder: Path) -> None:
     corpus = packaged(rated_folder)
     barred = tuple(text.upper().replace(" ", "  ") + "?" for text in corpus.texts[:7])
@@ -118,7 +126,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one(rated_folder: Path) -> None:
 
 def test_more_than_there_is_says_how_many_there_are(rated_folder: Path) -> None:
     with pytest.raises(
-        TalasError, match=r"150 sentences from each of 4 domains .* tweets has 120; set `sentences` to at most 480"
+        TalasError, match=r"150 sentences from each of 4 domains .* tweets has 121; set `sentences` to at most 484"
     ):
         packaged(rated_folder, sentences=600)
 
@@ -181,8 +189,6 @@ def test_empty_lines_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_the_papers_corpus_has_the_counts_of_the_release() -> None:
-    import os
-
     data_dir = Path(os.environ["TALAS_DATA"])
     report = read("corpus/talas15k.jsonl.gz", kind="local", data_dir=data_dir).report()
     assert (report.sentences, report.distinct, report.empty) == (14_760, 13_553, 0)

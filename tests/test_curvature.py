@@ -418,7 +418,7 @@ def test_dropout_is_refused_and_can_be_fixed():
     with pytest.raises(ValueError, match=r"loss 1 changes between two calls .*fixed_dropout"):
         check_deterministic([lambda: weights.sum(), noisy])
     with pytest.raises(ValueError, match="changes between two calls"):
-        measure_sharpness([noisy], [weights], seed=0)
+        measure_sharpness([noisy], [weights], seed=0, smallest=True)
     state = torch.get_rng_state()
     fixed = fixed_dropout(noisy, seed=5)
     assert check_deterministic([fixed]) == (fixed().item(),)
@@ -432,7 +432,7 @@ def test_dropout_is_refused_and_can_be_fixed():
 def test_measure_sharpness_reports_both_estimators(mlp):
     model, losses = mlp
     spectrum = np.linalg.eigvalsh(dense(model, losses))
-    result = measure_sharpness(losses, list(model.parameters()), seed=0, max_iter=300, per_batch=True)
+    result = measure_sharpness(losses, list(model.parameters()), seed=0, max_iter=300, smallest=True, per_batch=True)
     assert result.lambda_max == pytest.approx(spectrum[-1], rel=1e-5)
     assert result.power_max.value == pytest.approx(spectrum[-1], rel=1e-3)
     assert result.lanczos_min.value == pytest.approx(spectrum[0], rel=1e-3)
@@ -457,7 +457,7 @@ def test_measure_sharpness_reports_both_estimators(mlp):
 
 def test_sharpness_where_the_negative_end_dominates():
     weights = leaf(0.1, 0.2, 0.3)
-    result = measure_sharpness([quadratic(DIAGONAL, weights)], [weights], seed=0)
+    result = measure_sharpness([quadratic(DIAGONAL, weights)], [weights], seed=0, smallest=True)
     assert result.power_abs_max.value == pytest.approx(-5, rel=1e-3)
     assert result.power_max.value == pytest.approx(3, rel=1e-3)
     assert (result.lanczos_max.value, result.lanczos_min.value) == pytest.approx((3, -5), rel=1e-6)
@@ -466,7 +466,7 @@ def test_sharpness_where_the_negative_end_dominates():
 def test_sharpness_does_not_depend_on_cached_graphs(mlp):
     model, losses = mlp
     plain, cached = (
-        measure_sharpness(losses, list(model.parameters()), seed=0, cache_graphs=cache) for cache in (False, True)
+        measure_sharpness(losses, list(model.parameters()), seed=0, smallest=True, cache_graphs=cache) for cache in (False, True)
     )
     for name in ("power_abs_max", "power_max", "lanczos_max", "lanczos_min"):
         first, second = getattr(plain, name), getattr(cached, name)

@@ -10,6 +10,7 @@ import pytest
 
 from talas_lib.errors import TalasError
 from talas_lib.texts import (
+    Row,
     comparison_key,
     content_sha256,
     distinct,
@@ -51,8 +52,6 @@ def test_content_sha256_tells_texts_labels_and_order_apart() -> None:
 
 
 def test_lines_of_names_a_few() -> None:
-    from talas_lib.texts import Row
-
     rows = [Row(line, {}) for line in (3, 9, 12, 13, 14, 15, 99)]
     assert lines_of(rows[:1]) == "line 3"
     assert lines_of(rows) == "lines 3, 9, 12, 13, 14 and 2 more"
@@ -88,7 +87,7 @@ def test_a_quoted_line_break_in_csv_is_part_of_the_text(tmp_path: Path) -> None:
         ("a.gz", b"", r"format '\(none\)'"),
         ("a.txt", b"", "holds no records"),
         ("a.txt", b"good\nd\xe9j\xe0 vu\n", r"line 2: byte 0xe9 is not UTF-8; .*iconv -f latin1"),
-        ("a.csv", b'text\n"open\n', "line 2: unexpected end of data"),
+        ("a.csv", b'text\n"open\n', "the record from line 2 on: unexpected end of data"),
         ("a.csv", b"text,source\nonly one\n", "line 2: not 2 fields as in the header"),
         ("a.csv", b"text\none,two\n", "line 2: not 1 fields as in the header"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
