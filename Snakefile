@@ -8,7 +8,6 @@ from pathlib import Path
 from talas_lib import params, paths, records
 
 PRESET = config.get("preset", "quickstart")
-PRESET_FILE = paths.params_dir() / "presets" / f"{PRESET}.yaml"
 VALUES = params.load_preset(PRESET)
 GRID = {params.resolve("03_train", v).run_id: v for v in params.expand_grid(VALUES)}
 CACHES = {str(records.cache_file(params.resolve("02_cache_teacher", v))): v for v in GRID.values()}
@@ -18,15 +17,17 @@ OUT = paths.outputs()
 
 
 def papermill(notebook, label):
-    """The command of one notebook; {params.values} is a JSON mapping laid over the preset."""
+    """The command of one notebook; {params.values} holds its parameters as YAML."""
     executed = OUT / "nb" / label / f"{notebook}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    return f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed} -f {PRESET_FILE} -y '{{params.values}}'"
+    quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
+    return f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed} -y '{{params.values}}' {quiet}"
 
 
-def only(values, *extra):
-    """What a grid cell changes, as YAML for papermill."""
-    return json.dumps({k: v for k, v in values.items() if VALUES.get(k) != v} | dict(extra))
+def given(notebook, values, **extra):
+    """The part of a preset that a notebook takes, as YAML."""
+    names = params.notebook_schema(notebook).names
+    return json.dumps({k: v for k, v in values.items() if k in names} | extra)
 
 
 rule all:
@@ -38,7 +39,7 @@ rule data:
     output:
         DATA,
     params:
-        values="{}",
+        values=given("01_data", VALUES),
     shell:
         papermill("01_data", PRESET)
 
@@ -53,7 +54,7 @@ for number, (record, values) in enumerate(CACHES.items()):
         output:
             record,
         params:
-            values=only(values),
+            values=given("02_cache_teacher", values),
         threads: workflow.cores
         shell:
             papermill("02_cache_teacher", f"{PRESET}-{values['teacher'] if 'teacher' in values else 'teacher'}")
@@ -69,7 +70,7 @@ for run_id, values in GRID.items():
         output:
             str(records.run_file(run_id, "train")),
         params:
-            values=only(values),
+            values=given("03_train", values),
         threads: workflow.cores
         shell:
             papermill("03_train", run_id)
@@ -82,7 +83,7 @@ for run_id, values in GRID.items():
         output:
             str(records.run_file(run_id, "evaluate")),
         params:
-            values=json.dumps({"run": run_id}),
+            values=given("04_evaluate", values, run=run_id),
         threads: workflow.cores
         shell:
             papermill("04_evaluate", run_id)
@@ -95,7 +96,7 @@ for run_id, values in GRID.items():
         output:
             str(records.run_file(run_id, "sharpness")),
         params:
-            values=json.dumps({"run": run_id}),
+            values=given("05_sharpness", values, run=run_id),
         threads: workflow.cores
         shell:
             papermill("05_sharpness", run_id)
@@ -107,6 +108,6 @@ rule compare:
     output:
         str(REPORT),
     params:
-        values="{}",
+        values=given("06_compare", VALUES),
     shell:
         papermill("06_compare", PRESET)

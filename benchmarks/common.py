@@ -12,7 +12,9 @@ import torch
 def git_revision() -> str:
     """Short hash of the checked-out commit, with `+` when there are changes; empty outside a checkout."""
     here = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=False)
     return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
@@ -20,7 +22,9 @@ def git_revision() -> str:
 def cpu_name() -> str:
     """Model name, threads in use, and whether the CPU has AMX."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
+    name = next(
+        (line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown"
+    )
     return f"{name}, {torch.get_num_threads()} threads" + (", AMX" if "amx_bf16" in text else "")
 
 

@@ -27,11 +27,15 @@ from talas_lib.sharpness_aware import Perturbation
 from talas_lib.train import Settings, Stepper, TrainingData
 
 
-def library_step(data: TrainingData, spec: params.StudentSpec, *, asam: bool, precision: str, teacher_dim: int) -> Callable[[np.ndarray], object]:
+def library_step(
+    data: TrainingData, spec: params.StudentSpec, *, asam: bool, precision: str, teacher_dim: int
+) -> Callable[[np.ndarray], object]:
     """A function that trains the library's student on given corpus rows."""
     student = sources.load_student(spec)
     generator = torch.Generator().manual_seed(0)
-    method = Talas(Config(), student_dim=student.dim, teacher_dim=teacher_dim, num_layers=student.num_layers, generator=generator)
+    method = Talas(
+        Config(), student_dim=student.dim, teacher_dim=teacher_dim, num_layers=student.num_layers, generator=generator
+    )
     small, used = data.renumbered()
     student.compact_vocabulary(used)
     objective = Objective(student, method, precision=precision)
@@ -42,9 +46,13 @@ def library_step(data: TrainingData, spec: params.StudentSpec, *, asam: bool, pr
     return lambda rows: stepper.step(small.batch(rows), 1.0)
 
 
-def reference_step(data: TrainingData, folder: Path, spec: params.StudentSpec, *, asam: bool, teacher_dim: int) -> Callable[[np.ndarray], object]:
+def reference_step(
+    data: TrainingData, folder: Path, spec: params.StudentSpec, *, asam: bool, teacher_dim: int
+) -> Callable[[np.ndarray], object]:
     """The same for the usual implementation."""
-    trainer = ReferenceTrainer(str(folder), layers=spec.layers or (), teacher_dim=teacher_dim, pooling=spec.pooling, asam=asam)
+    trainer = ReferenceTrainer(
+        str(folder), layers=spec.layers or (), teacher_dim=teacher_dim, pooling=spec.pooling, asam=asam
+    )
     assert data.teacher is not None
     vectors = data.teacher
     return lambda rows: trainer.step([data.tokens[i].tolist() for i in rows], torch.from_numpy(vectors(rows)))
@@ -76,7 +84,9 @@ def measure(steps: int, warmup: int, corpus: str, teacher_dim: int) -> pd.DataFr
     for (optimizer, variant), values in times.items():
         rows_out.append(_row(f"step-{optimizer}", variant, "time", "ms", values))
         base = times[optimizer, "reference"]
-        rows_out.append(_row(f"step-{optimizer}", variant, "speedup", "x", [b / v for b, v in zip(base, values, strict=True)]))
+        rows_out.append(
+            _row(f"step-{optimizer}", variant, "speedup", "x", [b / v for b, v in zip(base, values, strict=True)])
+        )
     cost = [a / b for a, b in zip(times["asam", "fp32"], times["adamw", "fp32"], strict=True)]
     rows_out.append(_row("cost-of-asam", "fp32", "asam/adamw", "x", cost))
     return pd.DataFrame(rows_out)
@@ -107,7 +117,9 @@ def main() -> None:
     peaks = pd.DataFrame(
         [_row("matrix-peak", name, "throughput", "GFLOP/s", values) for name, values in matrix_peak().items()]
     )
-    table = pd.concat([table, peaks], ignore_index=True).assign(corpus=chosen.corpus, git=git_revision(), cpu=cpu_name())
+    table = pd.concat([table, peaks], ignore_index=True).assign(
+        corpus=chosen.corpus, git=git_revision(), cpu=cpu_name()
+    )
     chosen.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out / "steps.csv", index=False, float_format="%.4g")
     print(table.drop(columns=["git", "cpu"]).to_string(index=False))

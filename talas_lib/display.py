@@ -28,6 +28,12 @@ def progress(label: str, *, every_s: float = 10.0) -> Progress:
     return _bar(label) if _interactive() else _lines(label, every_s)
 
 
+def say(line: str) -> None:
+    """One line to whoever watches, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def _interactive() -> bool:
     """True where a bar can redraw itself: a terminal, or a notebook that somebody looks at."""
     shell = _shell()

@@ -108,59 +108,63 @@ class Layout:
 
     def pad(self, tokens: Tensor) -> Tensor:
         """`[T, ...]` to `[B, longest, ...]`, zeros in the empty cells."""
-        grid = tokens.new_zeros(len(self.lengths) * self.longest, *tokens.shape[1:])
-        grid = grid.index_copy(0, self.cell, tokens)
+        grid = _Pad.apply(tokens, self.cell, len(self.lengths) * self.longest)
         return grid.view(len(self.lengths), self.longest, *tokens.shape[1:])
 
     def unpad(self, grid: Tensor) -> Tensor:
         """`[B, longest, ...]` to `[T, ...]`, the inverse of `pad`."""
-        return grid.flatten(0, 1).index_select(0, self.cell)
+        return _Unpad.apply(grid.flatten(0, 1), self.cell)
 
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.lengths.to(device, non_blocking=True), self.longest, self.bidirectional)
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """Sentences of similar length, for attention: padding each group to its own longest wastes little.
+    def groups(self) -> tuple[Layout, ...]:
+        """The batch in runs of neighbouring sentences for attention, each to be padded to its own longest.
 
-        One group where the lengths are alike (or few), else `_GROUPS` of equal size in order of length.
+        `_GROUPS` of equal size where that saves much, which it does when the sentences are sorted by length; else one.
         """
-        lengths = self.lengths.tolist()
-        count = (
-            1
-            if len(lengths) < 2 * _GROUPS or _padded_cost(lengths) < _WORTH_IT * sum(n * n for n in lengths)
-            else _GROUPS
-        )
-        if count == 1:
-            return (Group(None, self),)
-        order = torch.argsort(self.lengths, stable=True)
-        starts, parts = self.starts, []
-        for chosen in torch.tensor_split(order, count):
-            part = Layout(self.lengths[chosen], int(self.lengths[chosen[-1]]), self.bidirectional)
-            parts.append(Group(starts[chosen][part.sentence] + part.position, part))
-        return tuple(parts)
+        if len(self.lengths) < 2 * _GROUPS:
+            return (self,)
+        parts = [Layout(n, int(n.max()), self.bidirectional) for n in torch.tensor_split(self.lengths, _GROUPS)]
+        saved = sum(len(g.lengths) * g.longest**2 for g in parts) < _WORTH_IT * len(self.lengths) * self.longest**2
+        return tuple(parts) if saved else (self,)
 
-    @cached_property
-    def regroup(self) -> Tensor:
-        """Where each token of the packed batch stands among the tokens of all groups in turn, `[T]`."""
-        tokens = torch.cat([g.tokens for g in self.groups if g.tokens is not None])
-        return torch.argsort(tokens)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Part of a batch: its tokens (indices into the packed batch, None for all of them) and its own layout."""
-
-    tokens: Tensor | None
-    layout: Layout
+    def twice(self) -> tuple[Layout, Tensor]:
+        """The layout with every sentence doubled in place (1, 1, 2, 2, ...), and where its tokens come from, `[2 T]`."""
+        double = Layout(self.lengths.repeat_interleave(2), self.longest, self.bidirectional)
+        return double, self.starts.repeat_interleave(2)[double.sentence] + double.position
 
 
 _GROUPS = 4
-_WORTH_IT = 1.5
+_WORTH_IT = 0.7
 
 
-def _padded_cost(lengths: Sequence[int]) -> int:
-    return len(lengths) * max(lengths) ** 2
+class _Pad(torch.autograd.Function):
+    """Rows to their cells of a grid of zeros. Its adjoint is `_Unpad`: no scatter in any derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, cell: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(cell)
+        return tokens.new_zeros(size, *tokens.shape[1:]).index_copy_(0, cell, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Unpad.apply(grad, *ctx.saved_tensors), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The cells that hold tokens, as rows: the inverse of `_Pad`, and its adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, cell: Tensor) -> Tensor:
+        ctx.save_for_backward(cell)
+        ctx.size = len(grid)
+        return grid.index_select(0, cell)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Pad.apply(grad, *ctx.saved_tensors, ctx.size), None
 
 
 def packed_attention(
@@ -190,11 +194,10 @@ def packed_attention(
     tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, dim] each
     if query.is_cuda or len(layout.groups) == 1:
         return attend(tokens, layout, causal, dropout, scale)[None], None
-    parts = []
-    for group in layout.groups:
-        assert group.tokens is not None
-        parts.append(attend([x.index_select(0, group.tokens) for x in tokens], group.layout, causal, dropout, scale))
-    return torch.cat(parts).index_select(0, layout.regroup)[None], None
+    sizes = [int(g.lengths.sum()) for g in layout.groups]
+    split = zip(*(x.split(sizes) for x in tokens), strict=True)
+    parts = [attend(qkv, group, causal, dropout, scale) for qkv, group in zip(split, layout.groups, strict=True)]
+    return torch.cat(parts)[None], None
 
 
 def _fused_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:

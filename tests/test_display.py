@@ -145,6 +145,14 @@ def test_ascent_shows_the_probed_steps_only() -> None:
     assert figure.axes[2].get_title().endswith("mean 0.7500")
 
 
+def test_power_traces_title_names_who_ends_elsewhere() -> None:
+    exact = {"a": 1.0, "b": 2.0}
+    title = plots.power_traces({"a": [0.1, 0.99], "b": [0.1, -3.0]}, exact).axes[0].get_title()
+    assert title == "Power iteration ends elsewhere than Lanczos (dashed): b"
+    title = plots.power_traces({"a": [0.1, 0.99], "b": [1.0, 1.95]}, exact).axes[0].get_title()
+    assert title == "Power iteration arrives at what Lanczos finds (dashed)"
+
+
 def test_few_rows_are_not_smoothed() -> None:
     table = pd.DataFrame({"step": [1, 2], "epoch": [0.5, 1.0], "loss": [2.0, 1.0], "model": "m"})
     thin, thick = plots.training_curves(table).axes[0].lines

@@ -307,11 +307,11 @@ def test_05_records_both_estimators_with_their_errors(bench: Bench, measured: di
         assert record["subset"] == "encoder"
         for side in (record, record["untrained"]):
             rows = side["rows"]
-            assert {"lambda_max", "lambda_min", "lambda_abs_max"} == {row["quantity"] for row in rows}
+            assert {"lambda_max", "lambda_abs_max"} <= {row["quantity"] for row in rows}
             assert {"lanczos", "power"} == {row["estimator"] for row in rows}
             assert finite(rows)
-            ends = {row["quantity"]: row["value"] for row in rows if row["estimator"] == "lanczos"}
-            assert ends["lambda_min"] <= ends["lambda_max"] == side["lambda_max"]
+            lanczos = {row["quantity"]: row["value"] for row in rows if row["estimator"] == "lanczos"}
+            assert lanczos["lambda_max"] == side["lambda_max"]
             for row in rows:
                 if row["estimator"] == "power" and row["converged"] and row["quantity"] == "lambda_max":
                     assert row["value"] == pytest.approx(side["lambda_max"], rel=0.02)

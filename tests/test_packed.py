@@ -12,6 +12,7 @@ from torch import nn
 from talas_lib.packed import FastDropout, Layout, dropout_mask, packed_attention, use_fast_dropout
 
 UNEVEN = [3, 30, 5, 2, 4, 6, 3, 28, 5, 4, 2, 7]
+SORTED = sorted(UNEVEN)
 ALIKE = [5, 6, 5, 6, 5, 6, 5, 6]
 
 
@@ -35,7 +36,7 @@ def one_by_one(q, k, v, lengths, causal):
     return torch.cat(out, 2).transpose(1, 2)
 
 
-@pytest.mark.parametrize("lengths", [UNEVEN, ALIKE, [7], [1, 1]])
+@pytest.mark.parametrize("lengths", [UNEVEN, SORTED, ALIKE, [7], [1, 1]])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("fused", [False, True])
@@ -47,16 +48,21 @@ def test_attention_equals_one_sentence_at_a_time(lengths, causal, kv_heads, fuse
     torch.testing.assert_close(out, one_by_one(q, k, v, lengths, causal))
 
 
-def test_uneven_batches_are_grouped_and_even_ones_are_not():
-    layout = Layout.of(torch.tensor(UNEVEN))
-    assert len(layout.groups) == 4
-    seen = torch.cat([g.tokens for g in layout.groups])
-    assert sorted(seen.tolist()) == list(range(sum(UNEVEN)))
-    assert sum(len(g.layout.lengths) * g.layout.longest**2 for g in layout.groups) < 0.6 * len(UNEVEN) * 30**2
+def test_sorted_uneven_batches_are_grouped_and_even_ones_are_not():
+    groups = Layout.of(torch.tensor(sorted(UNEVEN))).groups
+    assert torch.cat([g.lengths for g in groups]).tolist() == sorted(UNEVEN)
+    assert sum(len(g.lengths) * g.longest**2 for g in groups) < 0.5 * len(UNEVEN) * 30**2
+    assert len(groups) == 4
     assert len(Layout.of(torch.tensor(ALIKE)).groups) == 1
 
 
-@pytest.mark.parametrize("lengths", [UNEVEN, ALIKE])
+def test_a_doubled_batch():
+    layout, origin = Layout.of(torch.tensor([2, 1])).twice()
+    assert layout.lengths.tolist() == [2, 2, 1, 1]
+    assert origin.tolist() == [0, 1, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("lengths", [UNEVEN, SORTED, ALIKE])
 def test_first_and_second_derivatives(lengths):
     layout = Layout.of(torch.tensor(lengths))
     q, k, v = tensors(lengths)
@@ -79,7 +85,7 @@ def test_attention_needs_a_layout():
 
 
 def test_attention_dropout_keeps_the_mean():
-    lengths = UNEVEN * 4
+    lengths = sorted(UNEVEN * 4)
     q, k, v = (t.float() for t in tensors(lengths))
     layout = Layout.of(torch.tensor(lengths))
     torch.manual_seed(0)

@@ -60,7 +60,7 @@ class Method(Protocol):
 class Objective:
     """The full training objective: batch to (total, terms), total = sum of weight times term.
 
-    Views run in one forward pass over the batch laid down twice: same mathematics as two passes, dropout masks
+    Views run in one forward pass with every sentence laid down twice: same mathematics as two passes, dropout masks
     drawn independently, less overhead. Set `one_pass=False` for two separate passes.
     """
 
@@ -88,14 +88,9 @@ class Objective:
         if not self.one_pass:
             first = self._pooled(batch.ids, batch.layout)
             return StudentStates(first, self._pooled(batch.ids, batch.layout)[-1])
-        import torch
-
-        from talas_lib.packed import Layout
-
-        n = len(batch.layout.lengths)
-        both = Layout(batch.layout.lengths.repeat(2), batch.layout.longest)
-        layers = self._pooled(torch.cat([batch.ids, batch.ids]), both)
-        return StudentStates(tuple(e[:n] for e in layers), layers[-1][n:])
+        both, origin = batch.layout.twice()
+        layers = self._pooled(batch.ids[origin], both)
+        return StudentStates(tuple(e[0::2] for e in layers), layers[-1][1::2])
 
     def _pooled(self, ids: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         from talas_lib.encoders import autocast
