@@ -14,6 +14,7 @@ CACHES = {str(records.cache_file(params.resolve("02_cache_teacher", v))): v for 
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
 REPORT = paths.outputs() / VALUES.get("report", PRESET) / "summary.json"
 OUT = paths.outputs()
+THREADS = max(1, workflow.cores // len(GRID))  # runs side by side use the cores better than one run on all of them
 
 
 def papermill(notebook, label):
@@ -71,7 +72,7 @@ for run_id, values in GRID.items():
             str(records.run_file(run_id, "train")),
         params:
             values=given("03_train", values),
-        threads: workflow.cores
+        threads: THREADS
         shell:
             papermill("03_train", run_id)
 
@@ -84,7 +85,7 @@ for run_id, values in GRID.items():
             str(records.run_file(run_id, "evaluate")),
         params:
             values=given("04_evaluate", values, run=run_id),
-        threads: workflow.cores
+        threads: THREADS
         shell:
             papermill("04_evaluate", run_id)
 
@@ -97,7 +98,7 @@ for run_id, values in GRID.items():
             str(records.run_file(run_id, "sharpness")),
         params:
             values=given("05_sharpness", values, run=run_id),
-        threads: workflow.cores
+        threads: THREADS
         shell:
             papermill("05_sharpness", run_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -41,3 +42,17 @@ def matrix_peak(size: int = 1536, repeats: int = 20) -> dict[str, list[float]]:
                 values.append(2 * size**3 / (time.perf_counter() - began) / 1e9)
         found[name] = values
     return found
+
+
+def row(bench: str, variant: str, metric: str, unit: str, values: list[float]) -> dict[str, object]:
+    """One tidy row of a result: median, min and max of the values."""
+    return {
+        "bench": bench,
+        "variant": variant,
+        "metric": metric,
+        "unit": unit,
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+    }

@@ -9,7 +9,6 @@ table gives medians and the ratio to the reference pair by pair.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.common import cpu_name, git_revision, matrix_peak
+from benchmarks.common import cpu_name, git_revision, matrix_peak, row
 from benchmarks.reference import ReferenceTrainer
 from talas_lib import params, sources
 from talas_lib.methods.base import Objective
@@ -74,35 +73,22 @@ def measure(steps: int, warmup: int, corpus: str, teacher_dim: int) -> pd.DataFr
         variants[name, "fp32"] = library_step(data, spec, asam=asam, precision="fp32", teacher_dim=teacher_dim)
         variants[name, "bf16"] = library_step(data, spec, asam=asam, precision="bf16", teacher_dim=teacher_dim)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in variants}
-    for number, rows in enumerate(order):
+    for number, picked in enumerate(order):
         for key, step in variants.items():
             began = time.perf_counter()
-            step(rows)
+            step(picked)
             if number >= warmup:
                 times[key].append(1e3 * (time.perf_counter() - began))
     rows_out = []
     for (optimizer, variant), values in times.items():
-        rows_out.append(_row(f"step-{optimizer}", variant, "time", "ms", values))
+        rows_out.append(row(f"step-{optimizer}", variant, "time", "ms", values))
         base = times[optimizer, "reference"]
         rows_out.append(
-            _row(f"step-{optimizer}", variant, "speedup", "x", [b / v for b, v in zip(base, values, strict=True)])
+            row(f"step-{optimizer}", variant, "speedup", "x", [b / v for b, v in zip(base, values, strict=True)])
         )
     cost = [a / b for a, b in zip(times["asam", "fp32"], times["adamw", "fp32"], strict=True)]
-    rows_out.append(_row("cost-of-asam", "fp32", "asam/adamw", "x", cost))
+    rows_out.append(row("cost-of-asam", "fp32", "asam/adamw", "x", cost))
     return pd.DataFrame(rows_out)
-
-
-def _row(bench: str, variant: str, metric: str, unit: str, values: list[float]) -> dict[str, object]:
-    return {
-        "bench": bench,
-        "variant": variant,
-        "metric": metric,
-        "unit": unit,
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
-    }
 
 
 def main() -> None:
@@ -115,7 +101,7 @@ def main() -> None:
     chosen = parser.parse_args()
     table = measure(chosen.steps, chosen.warmup, chosen.corpus, chosen.teacher_dim)
     peaks = pd.DataFrame(
-        [_row("matrix-peak", name, "throughput", "GFLOP/s", values) for name, values in matrix_peak().items()]
+        [row("matrix-peak", name, "throughput", "GFLOP/s", values) for name, values in matrix_peak().items()]
     )
     table = pd.concat([table, peaks], ignore_index=True).assign(
         corpus=chosen.corpus, git=git_revision(), cpu=cpu_name()

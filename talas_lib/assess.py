@@ -47,15 +47,24 @@ def scores_record(scores: SuiteScores, seconds: float) -> dict[str, Any]:
 
 
 def score_encoder(
-    encoder: Encoder, tasks: tuple[Task, ...], protocol: str, *, pooling: str | None = None, precision: str = "fp32"
+    encoder: Encoder,
+    tasks: tuple[Task, ...],
+    protocol: str,
+    *,
+    pooling: str | None = None,
+    precision: str = "fp32",
+    training_texts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Scores of one encoder on the tasks, from fp32 vectors that are not normalised."""
+    """Scores of one encoder on the tasks, from fp32 vectors that are not normalised.
+
+    training_texts: pair and similarity tasks are then also scored without the pairs that share a sentence with them.
+    """
     began = time.perf_counter()
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return encoder.encode(texts, normalize=False, pooling=pooling, precision=precision)
 
-    scores = evaluate_suite(encode, tasks, protocol=protocol)
+    scores = evaluate_suite(encode, tasks, protocol=protocol, training_texts=training_texts)
     return scores_record(scores, time.perf_counter() - began)
 
 
@@ -99,7 +108,7 @@ def evaluate_run(run: runs.Run, suite: TaskSuiteSpec, *, device: str = "cpu") ->
     if record is not None and record["suite"] == asked:
         return record
     student = stages.load_run_student(run).to(device)
-    own = score_encoder(student, tasks, suite.protocol)
+    own = score_encoder(student, tasks, suite.protocol, training_texts=stages.load_corpus(run.params).texts)
     record = {"suite": asked, **own, "references": reference_scores(run.params, tasks, suite.protocol, device)}
     run.write_record("evaluate", record)
     _refresh_card(run, run.params, record)
@@ -160,8 +169,9 @@ def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings
     rows = fixed_rows(len(corpus.texts), settings.sharpness_batches, settings.sharpness_batch_size, settings.seed)
     data, used = stages.training_data(student, corpus, cache).renumbered(rows.ravel())
     objective = Objective(student, method, precision="fp32")
+    method.heads.to(student.device)
     student.eval()
-    student.compact_vocabulary(used)
+    student.compact_vocabulary(used.to(student.device))
     batches = [data.batch(r, student.device) for r in rows]
 
     def loss_on(batch: Any) -> Callable[[], torch.Tensor]:
@@ -209,7 +219,8 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams) -> dict[str, Any]:
     if record is not None and record["settings"] == asked:
         return record
     began = time.perf_counter()
-    student = stages.load_run_student(run)
+    device = sources.pick_device(settings.device)
+    student = stages.load_run_student(run).to(device)
     method = _trained_method(run, p, student)
     result = student_sharpness(student, method, p, settings)
     record = {"settings": asked, **sharpness_record(result, time.perf_counter() - began)}
@@ -245,7 +256,7 @@ def _untrained_sharpness(
 
     def compute() -> dict[str, Any]:
         began = time.perf_counter()
-        student = sources.load_student(p.student_spec)
+        student = sources.load_student(p.student_spec, device=sources.pick_device(settings.device))
         dims = [head.weight.shape[0] for head in method.heads if hasattr(head, "weight")]
         fresh = stages.build_method(p, student=student, teacher_dim=dims[0] if dims else student.dim)
         return sharpness_record(student_sharpness(student, fresh, p, settings), time.perf_counter() - began)

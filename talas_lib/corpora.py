@@ -26,7 +26,6 @@ RATED_DOMAINS = {
     "products": "amazonReviewSnippets_GroundTruth.txt",
     "news": "nytEditorialSnippets_GroundTruth.txt",
 }
-SHORTEST, LONGEST = 5, 60  # words of a sentence in the packaged corpus
 _PACKAGED_SIZE, _TINY_SIZE = 4096, 300
 
 
@@ -131,7 +130,9 @@ def _packaged(
     share = math.ceil((spec.sentences or _PACKAGED_SIZE) / len(RATED_DOMAINS))
     drawn: list[tuple[str, str]] = []
     for domain in RATED_DOMAINS:
-        texts = [text for text, _ in rated_sentences(folder, domain) if SHORTEST <= len(text.split()) <= LONGEST]
+        texts = [
+            text for text, _ in rated_sentences(folder, domain) if spec.min_words <= len(text.split()) <= spec.max_words
+        ]
         free = [text for text in texts if comparison_key(text) not in barred]
         if len(free) < share:
             raise TalasError(

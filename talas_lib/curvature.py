@@ -246,7 +246,7 @@ def _ritz_vectors(
     size = counted.shape[0]
     start = _unit(rng.standard_normal(size))
     # ARPACK takes basis + 1 steps, then basis - kept after every restart, and does at least one restart.
-    basis = min(size, max(2 * n + 1, LANCZOS_VECTORS), max(n + 1, (max_iter + n - 1) // 2))
+    basis = min(size, max(2 * n + 1, min(LANCZOS_VECTORS, 5 + 5 * n)), max(n + 1, (max_iter + n - 1) // 2))
     kept = max(1, basis // 2) if n == 1 else n
     restarts = max(1, (max_iter - basis - 1) // max(1, basis - kept))
     extra = {"rng": rng} if _ARPACK_TAKES_RNG else {}

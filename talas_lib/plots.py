@@ -57,7 +57,7 @@ def scores(table: pd.DataFrame) -> Figure:
     )
     axes.set_ylabel("score (0 to 100)")
     axes.set_xlabel("")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(min(0.0, float(long["score"].min())), 100)
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
     return figure
 

@@ -25,7 +25,10 @@ def data_file(p: ResolvedParams) -> Path:
 
 def cache_file(p: ResolvedParams) -> Path:
     """Record of notebook 02 for this teacher and corpus."""
+    from talas_lib.params import model_identity
+
     content = _corpus(p) | {"teacher": p.teacher_spec.model_dump(mode="json"), "precision": p.precision}
+    content["model"] = model_identity(p.teacher_spec)  # a local folder by its content
     return _shared("cache", f"{p.teacher_spec.name}-{p.corpus_spec.name}", content)
 
 

@@ -104,7 +104,7 @@ def train_run(
     corpus = load_corpus(p)
     student = sources.load_student(p.student_spec, device=sources.pick_device(p.device))
     needs_teacher = methods.method_class(p.method).needs_teacher
-    cache = cache_teacher(p, corpus, progress=progress) if needs_teacher else None
+    cache = cache_teacher(p, corpus) if needs_teacher else None
     method = build_method(p, student=student, teacher_dim=cache.dim if cache else student.dim)
     settings = settings_of(p)
     total = settings.epochs * -(-len(corpus.texts) // settings.batch_size)

@@ -39,7 +39,9 @@ def corpus_identity(spec: CorpusSpec) -> dict[str, Any]:
 
     A built-in recipe names the tests it leaves out. Raises TalasError for a file that is not there.
     """
-    drawn = {"sentences": spec.sentences, "seed": spec.seed}
+    drawn: dict[str, Any] = {"sentences": spec.sentences, "seed": spec.seed}
+    if spec.kind == "packaged":
+        drawn |= {"min_words": spec.min_words, "max_words": spec.max_words}
     if spec.kind in ("packaged", "tiny"):
         suite = load_tasks(spec.held_out).tasks if spec.held_out else ()
         return {"kind": spec.kind, "held_out": [[t.name, t.builder, t.options] for t in suite], **drawn}

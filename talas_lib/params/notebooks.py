@@ -74,11 +74,11 @@ _NOTEBOOKS = (
     NotebookSchema("01_data", (*_DATA, "tasks"), loads=("corpus",)),
     NotebookSchema(
         "02_cache_teacher",
-        ("teacher", "teacher_source", *_DATA, "batch_size", "max_length", "precision", "device"),
+        ("teacher", "teacher_source", *_DATA, "max_length", "precision", "device"),
         loads=("teacher", "corpus"),
     ),
     NotebookSchema("03_train", _TRAIN, loads=("teacher", "student", "corpus")),
-    NotebookSchema("04_evaluate", ("run", "tasks", "batch_size", "device")),
+    NotebookSchema("04_evaluate", ("run", "tasks", "device")),
     NotebookSchema("05_sharpness", ("run", *_SHARPNESS, "seed", "device")),
     NotebookSchema("06_compare", (*_TRAIN, "grid", "tasks", "report")),
 )

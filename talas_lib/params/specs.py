@@ -81,6 +81,8 @@ class CorpusSpec(Spec):
     text_column: str = "text"
     source_column: str = "source"
     held_out: str | None = None
+    min_words: int = Field(default=5, ge=1)
+    max_words: int = Field(default=60, ge=1)
     description: str = ""
 
     @model_validator(mode="after")

@@ -210,7 +210,7 @@ _PARAMETERS = (
     Parameter("student", "str", "minilm-l3", "a file of params/students"),
     Parameter("student_source", "str", None, "a local folder with the student, instead of its file's source"),
     Parameter("corpus", "str", "mini", "a file of params/corpora, or a .txt, .csv or .jsonl file of yours"),
-    Parameter("max_sentences", "int", None, "train on the first so many sentences, None for all", low=2),
+    Parameter("max_sentences", "int", None, "train on a seeded sample of so many sentences, None for all", low=2),
     Parameter("tasks", "str", "mini", "a file of params/tasks"),
     Parameter("method", "str", "talas", "a file of params/methods"),
     Parameter("method_params", "dict", {}, "changes to the method's file, such as {num_anchor_layers: 1}"),
