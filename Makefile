@@ -20,7 +20,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lab lint format lock clean-cache
+.PHONY: help setup quickstart bench test test-all lab lint format lock clean-cache
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -36,6 +36,11 @@ setup: $(READY)  ## make .venv and install the locked packages and torch (once, 
 
 quickstart: $(READY)  ## distil the default pair, evaluate, measure sharpness, compare (under 8 minutes on 2 cores)
 	@$(RUN) python -m talas_lib quickstart
+
+bench: $(READY)  ## time steps, caching and eigenvalues against the usual ways (about ten idle minutes); writes results/bench
+	@$(RUN) python -m benchmarks.steps
+	@$(RUN) python -m benchmarks.encode
+	@$(RUN) python -m benchmarks.eigen
 
 test: $(READY)  ## tests but the slow and the browser ones; needs no network
 	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)

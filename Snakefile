@@ -98,7 +98,7 @@ for run_id, values in GRID.items():
             str(records.run_file(run_id, "sharpness")),
         params:
             values=given("05_sharpness", values, run=run_id),
-        threads: THREADS
+        threads: workflow.cores  # alone: with its graphs kept it needs the most memory
         shell:
             papermill("05_sharpness", run_id)
 

@@ -1,6 +1,6 @@
 """Sentences a second when a teacher's vectors are cached: the library against SentenceTransformer.encode, in turn.
 
-python benchmarks/encode.py [--sentences 2048] [--teacher minilm-l6] [--corpus mini]
+python -m benchmarks.encode [--sentences 2048] [--teacher minilm-l6] [--corpus mini]
 """
 
 from __future__ import annotations

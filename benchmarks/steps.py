@@ -1,6 +1,6 @@
 """ms per training step: the library against the usual implementation, in turn on the same batches, and where the time goes.
 
-    python benchmarks/steps.py [--steps 30] [--teacher-dim 768] [--corpus talas15k] [--out results/bench]
+    python -m benchmarks.steps [--steps 30] [--teacher-dim 768] [--corpus talas15k] [--out results/bench]
 
 Every variant runs the same batch before the next one does, so that a change of the machine's speed hits all alike; the
 table gives medians and the ratio to the reference pair by pair.

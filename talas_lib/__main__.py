@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from talas_lib import params, paths, runs
+from talas_lib import display, params, paths, runs
 from talas_lib.errors import TalasError
 
 
@@ -49,7 +49,7 @@ def _run(preset: str, cores: int, dry_run: bool) -> int:
         before = None
     if not dry_run:
         fetched = _fetch(values)
-        sys.stdout.write(f"assets ready ({fetched:.0f} s)\n")
+        display.say(f"assets ready ({fetched:.0f} s)")
     began = time.monotonic()
     with _only_one():
         code = subprocess.run(
@@ -126,8 +126,6 @@ def report_text(result: dict[str, Any], folder: Path) -> str:
     """The closing page: the table, the verdict, the best student's folder and how to load it."""
     import pandas as pd
 
-    from talas_lib.display import snippet
-
     table = pd.read_csv(folder / "scores.csv", index_col="model").round(1)
     lines = ["", table.to_string(), "", result["verdict"], ""]
     best = max(result["runs"], key=lambda run: run["avg"])
@@ -140,7 +138,7 @@ def report_text(result: dict[str, Any], folder: Path) -> str:
         lines.append(
             f"The job took {result['wall_s']:.0f} s and at most {result['peak_memory_gb']:.1f} GB in one process."
         )
-    lines += ["", "Load it and rank sentences (in .venv/bin/python):", "", snippet(best["model_dir"]), ""]
+    lines += ["", "Load it and rank sentences (in .venv/bin/python):", "", display.snippet(best["model_dir"]), ""]
     return "\n".join(lines)
 
 

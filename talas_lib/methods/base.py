@@ -46,11 +46,30 @@ class StudentStates:
 class Method(Protocol):
     """A distillation method: its extra modules and its loss terms. The training loop knows nothing else about it."""
 
-    needs_teacher: bool
-    views: int  # 1, or 2 for a method that compares two dropout views
-    heads: torch.nn.Module  # trained with the student, thrown away afterwards; may hold no parameter
-    head_lr_mult: float  # learning rate of the heads relative to the student's
-    weights: Mapping[str, float]  # weight of each term in the total
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it reads the teacher's vectors."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """1, or 2 for a method that compares two dropout views."""
+        ...
+
+    @property
+    def heads(self) -> torch.nn.Module:
+        """Trained with the student, thrown away afterwards; may hold no parameter."""
+        ...
+
+    @property
+    def head_lr_mult(self) -> float:
+        """Learning rate of the heads relative to the student's."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each term in the total."""
+        ...
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """Unweighted scalar terms, one for each key of `weights`."""
