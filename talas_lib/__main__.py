@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from talas_lib import display, params, paths, runs
+from talas_lib import display, params, paths, records, runs
 from talas_lib.errors import TalasError
 
 
@@ -39,8 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(preset: str, cores: int, dry_run: bool) -> int:
     values = params.load_preset(preset)
-    for cell in params.expand_grid(values):
-        params.resolve("03_train", cell).check_available()
+    cells = [params.resolve("03_train", cell) for cell in params.expand_grid(values)]
+    for p in cells:
+        p.check_available()
+    resumed = any(records.run_file(p.run_id, "train").is_file() for p in cells)
     folder = paths.outputs() / (values.get("report") or preset)
     summary_file = folder / "summary.json"
     if summary_file.is_file() and not dry_run:
@@ -60,7 +62,7 @@ def _run(preset: str, cores: int, dry_run: bool) -> int:
     if before is not None and summary_file.stat().st_mtime == before:
         sys.stdout.write(f"\n{preset}: nothing to do, every result is there already.\n")
     else:
-        _complete_summary(summary_file, time.monotonic() - began)
+        _complete_summary(summary_file, time.monotonic() - began, resumed)
     sys.stdout.write(report_text(json.loads(summary_file.read_text()), folder))
     return 0
 
@@ -114,10 +116,13 @@ def _clear_dead_lock() -> None:
         lock.unlink()
 
 
-def _complete_summary(file: Path, wall_s: float) -> None:
-    """Add what only the whole job knows: its wall time and the largest memory of any process in it."""
+def _complete_summary(file: Path, wall_s: float, resumed: bool) -> None:
+    """Add what only the whole job knows: its wall time and the largest memory of any process in it.
+
+    `resumed` says that an earlier call had finished a part, which the wall time then does not cover.
+    """
     result = json.loads(file.read_text())
-    result["wall_s"] = wall_s
+    result["wall_s"], result["resumed"] = wall_s, resumed
     result["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
     runs.atomic_write_json(file, result)
 
@@ -135,9 +140,9 @@ def report_text(result: dict[str, Any], folder: Path) -> str:
             lines.append(f"{value}  {run['method']} + {run['optimizer']}")
     lines += ["", f"Figures and tables: {folder}", f"Best student:       {best['model_dir']}"]
     if "wall_s" in result:
-        lines.append(
-            f"The job took {result['wall_s']:.0f} s and at most {result['peak_memory_gb']:.1f} GB in one process."
-        )
+        part = ", what earlier calls had done not counted," if result["resumed"] else ""
+        took = f"The job took {result['wall_s']:.0f} s{part}"
+        lines.append(f"{took} and at most {result['peak_memory_gb']:.1f} GB in one process.")
     lines += ["", "Load it and rank sentences (in .venv/bin/python):", "", display.snippet(best["model_dir"]), ""]
     return "\n".join(lines)
 

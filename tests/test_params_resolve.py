@@ -329,3 +329,21 @@ def test_what_06_was_given_gives_back_the_runs_of_03() -> None:
     via_06 = [params.resolve("03_train", c).run_id for c in params.expand_grid(p.given_values())]
     assert via_06 == [params.resolve("03_train", c).run_id for c in params.expand_grid(preset)]
     assert "rho" not in p.given_values()
+
+
+def test_a_folder_of_the_users_is_a_teacher(tmp_path, tiny_encoder_folder):
+    """`-p teacher ./my_teacher`: named after the folder, pooled as it declares, a run of its own by content."""
+    import shutil
+
+    folder = tmp_path / "My Teacher_v2"
+    shutil.copytree(tiny_encoder_folder("qwen3"), folder)
+    values = {"teacher": str(folder), "student": "tiny", "corpus": "tiny"}
+    p = params.resolve("03_train", values)
+    p.check_available()
+    assert (p.teacher_spec.name, p.teacher_spec.pooling, p.teacher_spec.dim) == ("my-teacher-v2", "auto", None)
+    assert p.run_id.startswith("tiny--my-teacher-v2--talas--")
+    shutil.copytree(tiny_encoder_folder("bert"), tmp_path / "other" / "My Teacher_v2")
+    other = params.resolve("03_train", values | {"teacher": str(tmp_path / "other" / "My Teacher_v2")})
+    assert other.run_id != p.run_id
+    with pytest.raises(TalasError, match=r"no folder .*nowhere"):
+        params.resolve("03_train", values | {"teacher": str(tmp_path / "nowhere")}).check_available()

@@ -28,9 +28,20 @@ def available(kind: str) -> list[str]:
     return sorted(path.stem for path in (paths.params_dir() / kind).glob("*.yaml") if _NAME.fullmatch(path.stem))
 
 
+OWN_TEACHER_LENGTH = 256  # tokens kept of a sentence by a teacher that has no file, as with the paper's teachers
+
+
 def load_teacher(name: str, source: str | None = None) -> TeacherSpec:
-    """The teacher of `params/teachers/<name>.yaml`; `source` replaces its source (and then no revision is pinned)."""
-    return _load("teachers", name, TeacherSpec, source)
+    """The teacher of `params/teachers/<name>.yaml`; `source` replaces its source (and then no revision is pinned).
+
+    A value with a slash or a leading `~` or `.` is a model folder of the user's: it pools as it declares itself.
+    """
+    if "/" not in name and not name.startswith(("~", ".")):
+        return _load("teachers", name, TeacherSpec, source)
+    folder = paths.locate(name)
+    return TeacherSpec(
+        name=_slug(folder.name) or "folder", source=str(folder), pooling="auto", max_length=OWN_TEACHER_LENGTH
+    )
 
 
 def load_student(name: str, source: str | None = None) -> StudentSpec:
@@ -62,8 +73,13 @@ def load_corpus_spec(name_or_path: str) -> CorpusSpec:
     suffix = next((s for s in sorted(_CORPUS_FILES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise TalasError(f"corpus {name_or_path!r}: cannot tell its format. Accepted endings: {listed(_CORPUS_FILES)}")
-    name = "-".join(re.findall(r"[a-z0-9]+", path.name[: -len(suffix)].lower())) or "file"
+    name = _slug(path.name[: -len(suffix)]) or "file"
     return CorpusSpec(name=name, kind="file", path=str(path), description=f"your file {path.name}")
+
+
+def _slug(text: str) -> str:
+    """A name fit for a run id: small letters and digits, joined by hyphens."""
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def looks_like_file(corpus: str) -> bool:

@@ -205,7 +205,9 @@ def from_papermill(name: str) -> bool:
 # the help text becomes a comment in the parameters cell: no `=`, no `|`, which papermill's parser does not
 # survive
 _PARAMETERS = (
-    Parameter("teacher", "str", "minilm-l6", "a file of params/teachers"),
+    Parameter(
+        "teacher", "str", "minilm-l6", "a file of params/teachers, or a model folder of yours such as ./my_teacher"
+    ),
     Parameter("teacher_source", "str", None, "a local folder with the teacher, instead of its file's source"),
     Parameter("student", "str", "minilm-l3", "a file of params/students"),
     Parameter("student_source", "str", None, "a local folder with the student, instead of its file's source"),
