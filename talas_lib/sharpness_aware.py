@@ -93,10 +93,11 @@ def _is_bias(weight: Tensor) -> bool:
 
 
 @contextmanager
-def perturbed(parameters: Sequence[Tensor], how: Perturbation) -> Iterator[Ascent]:
+def perturbed(parameters: Sequence[Tensor], how: Perturbation, *, measure: bool = True) -> Iterator[Ascent | None]:
     """Inside the block the parameters that have a gradient stand at w + eps; afterwards at w, to the bit.
 
-    Reads `.grad` and leaves it alone. The weights come back also when the block raises.
+    Reads `.grad` and leaves it alone. The weights come back also when the block raises. Without `measure` the norms of
+    the report, several passes over all weights, are not computed and the block gets None.
     """
     moved = [p for p in parameters if p.grad is not None]
     grads = [p.grad for p in moved if p.grad is not None]
@@ -104,14 +105,16 @@ def perturbed(parameters: Sequence[Tensor], how: Perturbation) -> Iterator[Ascen
         raise ValueError("no parameter has a gradient: call backward() before perturbed()")
     saved = [p.detach().clone() for p in moved]
     eps, scaled_norm = ascent_direction(saved, grads, how)
-    eps_norm = global_norm(eps)
-    report = Ascent(
-        grad_norm=global_norm(grads),
-        scaled_norm=scaled_norm,
-        eps_norm=eps_norm,
-        relative=eps_norm / global_norm(saved).clamp_min(1e-16),
-        predicted_gain=how.rho * scaled_norm,
-    )
+    report = None
+    if measure:
+        eps_norm = global_norm(eps)
+        report = Ascent(
+            grad_norm=global_norm(grads),
+            scaled_norm=scaled_norm,
+            eps_norm=eps_norm,
+            relative=eps_norm / global_norm(saved).clamp_min(1e-16),
+            predicted_gain=how.rho * scaled_norm,
+        )
     with torch.no_grad():
         torch._foreach_add_(moved, eps)
     try:

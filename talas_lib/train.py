@@ -156,8 +156,9 @@ def train(
             factor = settings.lr_factor(step, total)
             batch = data.batch(rows, student.device)
             probing = settings.perturbation is not None and (step % probe_every == 0 or step == total - 1)
-            report = stepper.step(batch, factor, probe=probing)
-            if probing or step % log_every == 0 or step == total - 1:
+            logging = probing or step % log_every == 0 or step == total - 1
+            report = stepper.step(batch, factor, probe=probing, measure=logging)
+            if logging:
                 final = {"step": step + 1, "epoch": (step + 1) / per_epoch, "lr": settings.lr * factor} | report.row()
                 if on_log is not None:
                     on_log(final)
@@ -204,8 +205,8 @@ class Stepper:
         self.parameters = list(student.parameters()) + list(heads.parameters())
         self.perturbable = self.parameters if settings.perturb_heads else list(student.parameters())
 
-    def step(self, batch: Batch, lr_factor: float, *, probe: bool = False) -> StepReport:
-        """Train on one batch at `lr_factor` times the peak learning rates."""
+    def step(self, batch: Batch, lr_factor: float, *, probe: bool = False, measure: bool = True) -> StepReport:
+        """Train on one batch at `lr_factor` times the peak learning rates; `measure` the perturbation for the log or not."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * lr_factor
         masks = _rng_state(batch.ids.device) if self.settings.perturbation is not None else None
@@ -215,7 +216,7 @@ class Stepper:
         ascent, measured = None, {}
         if self.settings.perturbation is not None:
             first = [p.grad for p in self.parameters if p.grad is not None]
-            with perturbed(self.perturbable, self.settings.perturbation) as ascent:
+            with perturbed(self.perturbable, self.settings.perturbation, measure=measure) as ascent:
                 if probe:
                     measured = self._probe(batch, masks, total.detach(), first)
                 if self.settings.same_dropout:

@@ -71,7 +71,7 @@ def refusal(**values: Any) -> str:
         ("tasks", "papr", ["unknown task suite", "Did you mean 'paper'?", "copy params/tasks/"]),
         ("method", "tallas", ["Did you mean 'talas'?", "simcse", "params/methods/<name>.yaml"]),
         ("optimizer", "adam", ["Did you mean 'adamw'?", "asam-kwon", "copy params/optimizers/"]),
-        ("teacher", "../teachers/tiny", ["unknown teacher"]),
+        ("student", "../students/tiny", ["unknown student"]),
         # nested settings
         ("method_params", {"lasd_pair": 3}, ["unknown key 'lasd_pair'", "Did you mean 'lasd_pairs'?", "weight_tamd"]),
         ("method_params", {"lasd_pairs": "most"}, ["'most' (str)", "integer or 'all'"]),

@@ -69,6 +69,17 @@ def test_weights_come_back_to_the_bit(how):
     assert ascent.eps_norm > 0
 
 
+def test_without_measuring_the_step_is_the_same():
+    model, x = small_model(), torch.randn(5, 4)
+    model(x).square().sum().backward()
+    moved = []
+    for measure in (True, False):
+        with perturbed(list(model.parameters()), Perturbation("asam", 1.0), measure=measure) as ascent:
+            moved.append([p.detach().clone() for p in model.parameters()])
+        assert (ascent is not None) == measure
+    assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
+
+
 def test_weights_come_back_when_the_block_raises():
     model, x = small_model(), torch.randn(5, 4)
     before = [p.detach().clone() for p in model.parameters()]
