@@ -7,8 +7,8 @@ A cache is a folder `<root>/teacher-<key>`. Its shards are written one by one, e
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from talas_lib.errors import TalasError
+from talas_lib.files import atomic_write_bytes, atomic_write_json
 
 FORMAT = 1
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -135,7 +136,7 @@ def build(
             "place_sha256": _sha256(folder / "place.npy"),
             "seconds": sum(r["seconds"] for r in records),
         }
-        _write(folder / "meta.json", json.dumps(meta, indent=1).encode())
+        atomic_write_json(folder / "meta.json", meta)
         return TeacherCache.open(folder)
 
 
@@ -156,26 +157,14 @@ def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dic
     _save(file, vectors)
     record = {"file": file.name, "sha256": _sha256(file), "rows": len(texts), "dim": vectors.shape[1]}
     record["seconds"] = time.perf_counter() - began
-    _write(record_file, json.dumps(record).encode())
+    atomic_write_json(record_file, record)
     return record
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    content = io.BytesIO()
+    np.save(content, array)
+    atomic_write_bytes(file, content.getvalue())
 
 
 def _sha256(file: Path) -> str:

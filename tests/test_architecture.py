@@ -18,7 +18,7 @@ MAX_LINES = 400
 # A module imports from its own row and the rows above it. What is not named here is an edge and may import anything.
 ROWS = (
     "pooling losses sharpness_aware curvature hessian packed",
-    "encoders model_folders tiny tiny_texts texts teacher_cache corpora tasks assets asset_registry checkpoints",
+    "files encoders model_folders tiny tiny_texts texts teacher_cache corpora tasks assets asset_registry checkpoints",
     "methods",
     "train evaluate sharpness",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from talas_lib import teacher_cache
+from talas_lib import files
 from talas_lib.errors import TalasError
 from talas_lib.teacher_cache import TeacherCache, build, cache_key
 
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_no_finished_cache(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(teacher_cache.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         build(tmp_path, IDENTITY, TEXTS, Teacher(), shard_size=8)
     monkeypatch.undo()
