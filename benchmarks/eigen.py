@@ -24,7 +24,7 @@ from talas_lib import assess, params, sources
 from talas_lib.curvature import hvp_operator, lanczos
 from talas_lib.methods.base import Objective
 from talas_lib.methods.talas import Config, Talas
-from talas_lib.train import TrainingData
+from talas_lib.training_data import TrainingData
 
 
 class AsModel(nn.Module):
@@ -47,12 +47,12 @@ def problem(student_name: str, corpus: str, batches: int) -> tuple[nn.Module, li
     student.eval()
     generator = torch.Generator().manual_seed(0)
     method = Talas(
-        Config(), student_dim=student.dim, teacher_dim=384, num_layers=student.num_layers, generator=generator
+        Config(), student_dim=student.dim, teacher_dims=(384,), num_layers=student.num_layers, generator=generator
     )
     vectors = np.random.default_rng(0).normal(size=(len(texts), 384)).astype(np.float32)
     zeros = np.zeros(len(texts), dtype=np.int64)
     rows = assess.fixed_rows(len(texts), batches, 32, seed=0)
-    data, used = TrainingData(student.tokenize(texts), lambda r: vectors[r], zeros, zeros).renumbered(rows.ravel())
+    data, used = TrainingData(student.tokenize(texts), (lambda r: vectors[r],), zeros, zeros).renumbered(rows.ravel())
     student.compact_vocabulary(used)
     objective = Objective(student, method)
     packed = [data.batch(r) for r in rows]

@@ -22,8 +22,10 @@ from benchmarks.reference import ReferenceTrainer
 from talas_lib import params, sources
 from talas_lib.methods.base import Objective
 from talas_lib.methods.talas import Config, Talas
+from talas_lib.schedule import Settings
 from talas_lib.sharpness_aware import Perturbation
-from talas_lib.train import Settings, Stepper, TrainingData
+from talas_lib.stepper import Stepper
+from talas_lib.training_data import TrainingData
 
 
 def library_step(
@@ -33,7 +35,11 @@ def library_step(
     student = sources.load_student(spec)
     generator = torch.Generator().manual_seed(0)
     method = Talas(
-        Config(), student_dim=student.dim, teacher_dim=teacher_dim, num_layers=student.num_layers, generator=generator
+        Config(),
+        student_dim=student.dim,
+        teacher_dims=(teacher_dim,),
+        num_layers=student.num_layers,
+        generator=generator,
     )
     small, used = data.renumbered()
     student.compact_vocabulary(used)
@@ -52,8 +58,7 @@ def reference_step(
     trainer = ReferenceTrainer(
         str(folder), layers=spec.layers or (), teacher_dim=teacher_dim, pooling=spec.pooling, asam=asam
     )
-    assert data.teacher is not None
-    vectors = data.teacher
+    (vectors,) = data.teachers
     return lambda rows: trainer.step([data.tokens[i].tolist() for i in rows], torch.from_numpy(vectors(rows)))
 
 
@@ -64,7 +69,9 @@ def measure(steps: int, warmup: int, corpus: str, teacher_dim: int) -> pd.DataFr
     student = sources.load_student(spec)
     tokens = student.tokenize(texts)
     vectors = np.random.default_rng(0).normal(size=(len(texts), teacher_dim)).astype(np.float32)
-    data = TrainingData(tokens, lambda rows: vectors[rows], np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64))
+    data = TrainingData(
+        tokens, (lambda rows: vectors[rows],), np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    )
     order = np.random.default_rng(1).permutation(len(texts))[: 32 * (steps + warmup)].reshape(-1, 32)
     folder = sources.model_folder(spec)
     variants: dict[tuple[str, str], Callable[[np.ndarray], object]] = {}

@@ -165,7 +165,7 @@ def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     corpus = stages.load_corpus(p)
-    cache = stages.cache_teacher(p, corpus) if method.needs_teacher else None
+    cache = stages.cache_teacher(p, corpus) if p.needs_teacher else None
     rows = fixed_rows(len(corpus.texts), settings.sharpness_batches, settings.sharpness_batch_size, settings.seed)
     data, used = stages.training_data(student, corpus, cache).renumbered(rows.ravel())
     objective = Objective(student, method, precision="fp32")
@@ -224,7 +224,7 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams) -> dict[str, Any]:
     method = _trained_method(run, p, student)
     result = student_sharpness(student, method, p, settings)
     record = {"settings": asked, **sharpness_record(result, time.perf_counter() - began)}
-    record["untrained"] = _untrained_sharpness(run, p, settings, asked, method)
+    record["untrained"] = _untrained_sharpness(run, p, settings, asked)
     run.write_record("sharpness", record)
     return record
 
@@ -235,14 +235,17 @@ def _trained_method(run: runs.Run, p: ResolvedParams, student: Encoder) -> Any:
 
     file = run.folder / "model" / export.HEADS_FILE
     state = load_file(file) if file.is_file() else {}
-    teacher_dim = next((v.shape[0] for k, v in state.items() if k.endswith("weight")), student.dim)
-    method = stages.build_method(p, student=student, teacher_dim=teacher_dim)
+    method = stages.build_method(p, student=student, teacher_dims=_teacher_dims(run))
     method.heads.load_state_dict(state)
     return method
 
 
+def _teacher_dims(run: runs.Run) -> tuple[int, ...]:
+    return tuple((run.read_record("train") or {})["teacher_dims"])
+
+
 def _untrained_sharpness(
-    run: runs.Run, p: ResolvedParams, settings: ResolvedParams, asked: Mapping[str, Any], method: Any
+    run: runs.Run, p: ResolvedParams, settings: ResolvedParams, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The untrained student under the run's objective with freshly drawn heads, kept for all runs that share it."""
     content = {
@@ -257,8 +260,7 @@ def _untrained_sharpness(
     def compute() -> dict[str, Any]:
         began = time.perf_counter()
         student = sources.load_student(p.student_spec, device=sources.pick_device(settings.device))
-        dims = [head.weight.shape[0] for head in method.heads if hasattr(head, "weight")]
-        fresh = stages.build_method(p, student=student, teacher_dim=dims[0] if dims else student.dim)
+        fresh = stages.build_method(p, student=student, teacher_dims=_teacher_dims(run))
         return sharpness_record(student_sharpness(student, fresh, p, settings), time.perf_counter() - began)
 
     return _kept("sharpness", content, compute)

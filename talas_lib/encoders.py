@@ -29,7 +29,8 @@ class Encoder(nn.Module):
 
     model: a transformers base model (BERT, XLM-R, MPNet, Qwen3, ...). pooling: cls, mean or last. `padding_side`
     matters only to models without packed attention. `attention="bidirectional"` lets every token of a decoder see the
-    whole sentence (LLM2Vec). `normalize` is whether `encode` returns unit vectors unless told otherwise.
+    whole sentence (LLM2Vec). `normalize` is whether `encode` returns unit vectors unless told otherwise. The attribute
+    `projection`, a module `[n, dim] -> [n, d]` or None, is what a method leaves behind the pooling; `encode` applies it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Encoder(nn.Module):
         self.bidirectional = attention == "bidirectional"
         self.normalize = normalize
         self.used_vocabulary: Tensor | None = None
+        self.projection: nn.Module | None = None
         self._padding_side = padding_side
         # the pooler takes no part in the vector: kept in a tuple, where it is no submodule, until the model is saved
         self._aside = (getattr(model, "pooler", None),)
@@ -82,8 +84,16 @@ class Encoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Width of the sentence vector."""
+        """Width of the hidden states and of the pooled vector."""
         return int(self.model.config.hidden_size)
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what `encode` returns: `dim`, unless a projection follows the pooling."""
+        if self.projection is None:
+            return self.dim
+        with torch.no_grad():
+            return int(self.projection(torch.zeros(1, self.dim, device=self.device)).shape[1])
 
     @property
     def num_layers(self) -> int:
@@ -137,25 +147,38 @@ class Encoder(nn.Module):
 
         ids: int64 `[T]`. Models without packed attention (MPNet) are padded inside and give the same tensors.
         """
-        if self.packed:
-            layout = Layout(layout.lengths, layout.longest, self.bidirectional)
-            out = self.model(
-                input_ids=ids[None],
-                position_ids=(layout.position + self._first_position)[None],
-                layout=layout,
-                output_hidden_states=True,
-                **self._no_cache,
-            )
-            return tuple(h[0] for h in out.hidden_states)
-        return self.forward_padded(ids, layout)
+        return self.states(ids, layout)[0]
 
-    def forward_padded(self, ids: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    def states(
+        self, ids: Tensor, layout: Layout, attention: Sequence[int] = ()
+    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+        """Hidden states as `forward` gives them, and the head-averaged attention weights of the blocks asked for.
+
+        attention: blocks counted from the top (-1 the last). Weights are `[B, longest, longest]`, rows are queries, before
+        dropout, zero in empty cells.
+        """
+        if not self.packed:
+            return self.states_padded(ids, layout, attention)
+        watch = {self.num_layers + block: block for block in attention}
+        found: dict[int, Tensor] = {}
+        layout = Layout(layout.lengths, layout.longest, self.bidirectional, watch=(watch, found))
+        out = self.model(
+            input_ids=ids[None],
+            position_ids=(layout.position + self._first_position)[None],
+            layout=layout,
+            output_hidden_states=True,
+            **self._no_cache,
+        )
+        return tuple(h[0] for h in out.hidden_states), found
+
+    def states_padded(
+        self, ids: Tensor, layout: Layout, attention: Sequence[int] = ()
+    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
         """The same tensors through an ordinary padded batch, padded on `padding_side`."""
         grid = layout.pad(ids + 1) - 1  # -1 marks an empty cell
         left = self._padding_side == "left"
-        shift = layout.longest - layout.lengths
-        column = torch.arange(layout.longest, device=ids.device)[None]
-        source = column - shift[:, None] if left else column + 0 * shift[:, None]
+        shift = layout.longest - layout.lengths if left else 0 * layout.lengths
+        source = torch.arange(layout.longest, device=ids.device)[None] - shift[:, None]
         valid = (source >= 0) & (source < layout.lengths[:, None])
         pad_id = self.tokenizer.pad_token_id or 0
         grid = torch.where(valid, grid.gather(1, source.clamp(0, layout.longest - 1)), pad_id)
@@ -163,11 +186,13 @@ class Encoder(nn.Module):
         if self.bidirectional:
             allowed = valid[:, None, None].expand(-1, 1, layout.longest, -1)
             mask = torch.zeros(allowed.shape, device=ids.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        wanted = {"output_attentions": True} if attention else {}
         with self._attention("eager"):
-            out = self.model(input_ids=grid, attention_mask=mask, output_hidden_states=True, **self._no_cache)
+            out = self.model(input_ids=grid, attention_mask=mask, output_hidden_states=True, **wanted, **self._no_cache)
         rows = layout.sentence
-        cols = layout.position + (shift[rows] if left else 0)
-        return tuple(h[rows, cols] for h in out.hidden_states)
+        cols = layout.position + shift[rows]
+        hidden = tuple(h[rows, cols] for h in out.hidden_states)
+        return hidden, {block: _unshift(out.attentions[block].mean(1), layout, shift) for block in attention}
 
     @property
     def _no_cache(self) -> dict[str, bool]:
@@ -202,7 +227,7 @@ class Encoder(nn.Module):
         precision: str = "fp32",
         progress: Any = None,
     ) -> np.ndarray:
-        """Sentence vectors, float32 `[texts, dim]`, in evaluation mode; equal texts are computed once.
+        """Sentence vectors, float32 `[texts, output_dim]`, in evaluation mode; equal texts are computed once.
 
         Sentences are sorted by length and packed up to `tokens_per_batch`; precision fp32 or bf16 (autocast).
         `progress`, when given, is called with the number of distinct texts finished so far and in all.
@@ -210,7 +235,7 @@ class Encoder(nn.Module):
         distinct = list(dict.fromkeys(texts))
         where = {t: i for i, t in enumerate(distinct)}
         tokens = self.tokenize(distinct)
-        out = np.empty((len(distinct), self.dim), dtype=np.float32)
+        out = np.empty((len(distinct), self.output_dim), dtype=np.float32)
         was_training, done = self.training, 0
         self.eval()
         try:
@@ -220,6 +245,8 @@ class Encoder(nn.Module):
                 with autocast(self.device, precision):
                     last = self(ids.to(self.device), layout)[-1]
                 vectors = pool(last.float(), layout, pooling or self.pooling)
+                if self.projection is not None:
+                    vectors = self.projection(vectors)
                 if self.normalize if normalize is None else normalize:
                     vectors = nn.functional.normalize(vectors, dim=-1)
                 out[rows] = vectors.cpu().numpy()
@@ -322,6 +349,13 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]
+
+
+def _unshift(weights: Tensor, layout: Layout, shift: Tensor) -> Tensor:
+    """Attention weights `[B, longest, longest]` of a batch padded by `shift` on the left, moved right; empty cells zero."""
+    index = (torch.arange(layout.longest, device=weights.device) + shift[:, None]).clamp_max(layout.longest - 1)
+    weights = weights.gather(1, index[:, :, None].expand_as(weights)).gather(2, index[:, None].expand_as(weights))
+    return weights * (layout.valid[:, :, None] & layout.valid[:, None])
 
 
 def _block_parent(model: Any) -> tuple[Any, str]:

@@ -49,7 +49,13 @@ def tamd(projected: Sequence[Tensor], teacher: Tensor) -> Tensor:
 
     projected: one `[N, d_T]` per anchor layer; teacher `[N, d_T]`.
     """
-    return torch.stack([cosine_distance(p, teacher) for p in projected]).mean()
+    return tamd_rows(projected, teacher).mean()
+
+
+def tamd_rows(projected: Sequence[Tensor], teacher: Tensor) -> Tensor:
+    """TAMD of each sentence, `[N]`; `tamd` is its mean."""
+    target = unit(teacher)
+    return torch.stack([1 - (unit(p) * target).sum(-1) for p in projected]).mean(0)
 
 
 def lasd(relations: Sequence[Tensor], stop_grad: str | None = None) -> Tensor:

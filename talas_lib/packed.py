@@ -7,7 +7,7 @@ a sentence begins and ends, and `packed_attention` gives it that. The vectors eq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,12 +61,14 @@ class TokenSequences:
 class Layout:
     """Where the sentences of a packed batch lie. lengths: int64 `[B]`, on the device of the batch.
 
-    `longest` is a plain int, so that building a layout on the CPU and moving it to a GPU needs no synchronisation.
+    `longest` is a plain int, so that building a layout on the CPU and moving it to a GPU needs no synchronisation. watch: blocks
+    whose attention weights are wanted, as block number to name, and the mapping that receives them by that name.
     """
 
     lengths: Tensor
     longest: int
     bidirectional: bool = False
+    watch: tuple[Mapping[int, int], dict[int, Tensor]] | None = None
 
     @classmethod
     def of(cls, lengths: Tensor, *, bidirectional: bool = False) -> Layout:
@@ -189,6 +191,9 @@ def packed_attention(
         raise ValueError("packed attention needs layout=Layout.of(lengths)")
     causal = bool(getattr(module, "is_causal", False)) and not layout.bidirectional
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layout.watch is not None and module.layer_idx in layout.watch[0]:
+        wanted, found = layout.watch
+        found[wanted[module.layer_idx]] = attention_weights(query, key, layout, causal=causal, scale=scale)
     fused = query.is_cuda or not torch.is_grad_enabled()
     attend = _fused_attention if fused else _plain_attention
     tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, dim] each
@@ -211,13 +216,28 @@ def _plain_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropou
     q, k, v = (layout.pad(x).transpose(1, 2) for x in qkv)
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    bias = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(
-        ~layout.mask(causal=causal), torch.finfo(q.dtype).min
-    )
-    weights = torch.softmax((q * scale) @ k.transpose(2, 3) + bias, dim=-1)
+    weights = torch.softmax((q * scale) @ k.transpose(2, 3) + _bias(q, layout, causal), dim=-1)
     if dropout:
         weights = weights * dropout_mask(weights, dropout)
     return layout.unpad((weights @ v).transpose(1, 2))
+
+
+def attention_weights(query: Tensor, key: Tensor, layout: Layout, *, causal: bool, scale: float) -> Tensor:
+    """Attention weights averaged over heads, before dropout, `[B, longest, longest]`; zero in empty rows and columns.
+
+    query and key as in `packed_attention`, `[1, heads, T, dim]`.
+    """
+    q, k = (layout.pad(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key))
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    weights = torch.softmax((q * scale) @ k.transpose(2, 3) + _bias(q, layout, causal), dim=-1)
+    return weights.mean(1) * layout.valid[:, :, None]
+
+
+def _bias(q: Tensor, layout: Layout, causal: bool) -> Tensor:
+    """0 where attention is allowed, else the most negative number."""
+    zero = torch.zeros((), dtype=q.dtype, device=q.device)
+    return zero.masked_fill(~layout.mask(causal=causal), torch.finfo(q.dtype).min)
 
 
 def dropout_mask(like: Tensor, p: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""Sharpness-aware optimisation: SAM (Foret et al. 2021) and ASAM (Kwon et al. 2021) around any torch optimizer.
+"""Sharpness-aware optimisation: SAM (Foret et al. 2021), ASAM (Kwon et al. 2021) and DISAM (Zhang et al. 2024) around any
+torch optimizer.
 
 One step: gradients g at w; move to w + eps, the worst point of a small ball as far as g can tell; gradients g' there;
 return to w exactly; let the base optimizer step with g'. The first and last lines are the caller's; `perturbed` is
@@ -21,20 +22,23 @@ class Perturbation:
 
     bias_mode "abs" treats biases like every other parameter (the released TALAS code, with eta 0); "identity" sets
     T = 1 for them (Kwon et al., with eta 0.01). rho = 0 keeps both passes and moves nothing: the control.
+    variance_weight is DISAM's lambda: the ascent climbs the loss less lambda times the variance of the sources' losses.
     """
 
     kind: str = "asam"
     rho: float = 0.05
     eta: float = 0.0
     bias_mode: str = "abs"
+    variance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("sam", "asam"):
             raise ValueError(f"kind {self.kind!r} is not one of 'sam', 'asam'")
         if self.bias_mode not in ("abs", "identity"):
             raise ValueError(f"bias_mode {self.bias_mode!r} is not one of 'abs', 'identity'")
-        if self.rho < 0 or self.eta < 0:
-            raise ValueError(f"rho and eta must not be negative, got rho={self.rho}, eta={self.eta}")
+        for name in ("rho", "eta", "variance_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,17 @@ def perturbed(parameters: Sequence[Tensor], how: Perturbation, *, measure: bool 
     finally:
         with torch.no_grad():
             torch._foreach_copy_(moved, saved)
+
+
+def variance_between_sources(row_losses: Tensor, sources: Tensor) -> Tensor:
+    """Population variance of the sources' mean losses in a batch (DISAM, Zhang et al. 2024): `[N]` and int64 `[N]` to a scalar.
+
+    Sources that the batch lacks do not count; 0 for one source.
+    """
+    present, number = torch.unique(sources, return_inverse=True)
+    total = row_losses.new_zeros(len(present)).index_add(0, number, row_losses)
+    count = row_losses.new_zeros(len(present)).index_add(0, number, torch.ones_like(row_losses))
+    return (total / count).var(unbiased=False)
 
 
 def cosine_between(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:

@@ -15,9 +15,11 @@ import torch
 
 from talas_lib import checkpoints, export, methods, paths, runs, sources, teacher_cache
 from talas_lib.errors import TalasError
-from talas_lib.methods.base import Objective
+from talas_lib.methods.base import Method, Objective
+from talas_lib.schedule import Settings, spans
 from talas_lib.sharpness_aware import Perturbation
-from talas_lib.train import Settings, TrainingData, TrainingResult, train
+from talas_lib.train import TrainingResult, train
+from talas_lib.training_data import TrainingData
 
 if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
@@ -51,11 +53,16 @@ def settings_of(p: ResolvedParams) -> Settings:
     """Training settings from parameters."""
     optimizer = p.optimizer_spec
     around = None
-    if optimizer.kind in ("sam", "asam"):
-        around = Perturbation(optimizer.kind, optimizer.rho or 0.0, optimizer.eta or 0.0, optimizer.bias_mode or "abs")
-    elif optimizer.kind != "adamw":
-        raise TalasError(
-            f"optimizer kind {optimizer.kind!r} is described in params/optimizers but not trained yet; accepted: adamw, sam, asam"
+    if optimizer.kind != "adamw":
+        kind = (
+            "sam" if optimizer.kind == "disam" else optimizer.kind
+        )  # DISAM perturbs as SAM does, of another objective
+        around = Perturbation(
+            kind,
+            optimizer.rho or 0.0,
+            optimizer.eta or 0.0,
+            optimizer.bias_mode or "abs",
+            optimizer.variance_weight or 0.0,
         )
     return Settings(
         epochs=p.epochs,
@@ -71,14 +78,14 @@ def settings_of(p: ResolvedParams) -> Settings:
     )
 
 
-def build_method(p: ResolvedParams, *, student: Encoder, teacher_dim: int) -> Any:
+def build_method(p: ResolvedParams, *, student: Encoder, teacher_dims: tuple[int, ...]) -> Method:
     """The method object, its heads drawn from the run's seed. TalasError when it does not fit the student."""
     generator = torch.Generator().manual_seed(p.seed)
     try:
-        return methods.method_class(p.method)(
+        return methods.method_class(p.method)(  # type: ignore[call-arg]
             p.method_config,
             student_dim=student.dim,
-            teacher_dim=teacher_dim,
+            teacher_dims=teacher_dims,
             num_layers=student.num_layers,
             generator=generator,
         )
@@ -90,7 +97,7 @@ def training_data(student: Encoder, corpus: Corpus, cache: TeacherCache | None) 
     """Tokenised corpus, teacher vectors, and numbers for equal texts and for sources."""
     _, text_ids = np.unique(np.array(corpus.texts, dtype=object), return_inverse=True)
     _, source_ids = np.unique(np.array(corpus.sources, dtype=object), return_inverse=True)
-    vectors = None if cache is None else cache.vectors
+    vectors = () if cache is None else (cache.vectors,)
     return TrainingData(student.tokenize(corpus.texts), vectors, text_ids.astype(np.int64), source_ids.astype(np.int64))
 
 
@@ -103,11 +110,10 @@ def train_run(
         return run
     corpus = load_corpus(p)
     student = sources.load_student(p.student_spec, device=sources.pick_device(p.device))
-    needs_teacher = methods.method_class(p.method).needs_teacher
-    cache = cache_teacher(p, corpus) if needs_teacher else None
-    method = build_method(p, student=student, teacher_dim=cache.dim if cache else student.dim)
+    cache = cache_teacher(p, corpus) if p.needs_teacher else None
+    method = build_method(p, student=student, teacher_dims=(cache.dim,) if cache else ())
     settings = settings_of(p)
-    total = settings.epochs * -(-len(corpus.texts) // settings.batch_size)
+    total = spans(method.stages, len(corpus.texts), settings)[-1].stop
     checkpoint = run.folder / CHECKPOINT
     run.truncate_metrics(checkpoints.finished_steps(checkpoint))
 
@@ -119,7 +125,7 @@ def train_run(
             on_log(row)
 
     result = train(
-        Objective(student, method, precision=p.precision),
+        Objective(student, method, needs=methods.needs(p.method, p.method_config), precision=p.precision),
         training_data(student, corpus, cache),
         settings,
         checkpoint=checkpoint,
@@ -157,6 +163,7 @@ def _finish(
             "steps": result.steps,
             "sentences": len(corpus.texts),
             "corpus_sha256": corpus.sha256,
+            "teacher_dims": [cache.dim] if cache else [],
             "cache_key": cache.folder.name if cache else None,
             "cache_s": cache.seconds if cache else 0.0,
             "train_s": result.seconds + runs.earlier_seconds(run),

@@ -20,7 +20,7 @@ ROWS = (
     "pooling losses sharpness_aware curvature hessian packed",
     "files encoders model_folders tiny tiny_texts texts teacher_cache corpora tasks assets asset_registry checkpoints",
     "methods",
-    "train evaluate sharpness",
+    "schedule training_data stepper train evaluate sharpness",
 )
 EDGE = len(ROWS)
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}

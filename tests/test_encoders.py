@@ -44,7 +44,7 @@ def test_packed_equals_padded(arch, side, tiny_encoder_folder, tiny_texts):
     ids, lengths = encoder.tokenize([*tiny_texts[:6], "a b"]).take(np.arange(7))
     layout = Layout.of(lengths)
     with torch.no_grad():
-        packed, padded = encoder(ids, layout), encoder.forward_padded(ids, layout)
+        packed, padded = encoder(ids, layout), encoder.states_padded(ids, layout)[0]
     assert len(packed) == encoder.num_layers + 1
     for a, b in zip(packed, padded, strict=True):
         torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
@@ -55,7 +55,7 @@ def test_gradients_of_packed_and_padded_agree(tiny_encoder_folder, tiny_texts):
     ids, lengths = encoder.tokenize(tiny_texts[:5]).take(np.arange(5))
     layout = Layout.of(lengths)
     grads = []
-    for run in (encoder, encoder.forward_padded):
+    for run in (encoder, lambda ids, layout: encoder.states_padded(ids, layout)[0]):
         vectors = pool(run(ids, layout)[-1], layout, "mean")
         grads.append(torch.autograd.grad(vectors.square().sum(), [p for p in encoder.parameters() if p.requires_grad]))
     for a, b in zip(*grads, strict=True):

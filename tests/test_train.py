@@ -13,8 +13,10 @@ from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.methods import simcse, talas
 from talas_lib.methods.base import Objective
+from talas_lib.schedule import Settings, batch_rows, epoch_order
 from talas_lib.sharpness_aware import Perturbation
-from talas_lib.train import Settings, TrainingData, batch_rows, epoch_order, total_steps, train
+from talas_lib.train import train
+from talas_lib.training_data import TrainingData
 
 
 @pytest.fixture
@@ -29,12 +31,12 @@ def make(tiny_encoder_folder, tiny_texts):
                 if isinstance(module, torch.nn.Dropout):
                     module.p = dropout
         module = method or talas
-        kwargs = {"student_dim": student.dim, "teacher_dim": teacher_dim, "num_layers": student.num_layers}
+        kwargs = {"student_dim": student.dim, "teacher_dims": (teacher_dim,), "num_layers": student.num_layers}
         chosen = module.METHOD(module.Config(**config), **kwargs, generator=torch.Generator().manual_seed(1))
         vectors = np.random.default_rng(0).normal(size=(len(texts), teacher_dim)).astype(np.float32)
         data = TrainingData(
             student.tokenize(texts),
-            lambda rows: vectors[rows],
+            (lambda rows: vectors[rows],),
             np.arange(len(texts)),
             np.zeros(len(texts), dtype=np.int64),
         )
@@ -65,7 +67,7 @@ def test_the_loss_falls(make, around):
     train(objective, data, settings, on_log=rows.append, log_every=1)
     tamd = [r["loss_tamd"] for r in rows]
     assert np.mean(tamd[-5:]) < 0.7 * np.mean(tamd[:5])
-    assert rows[-1]["step"] == total_steps(40, settings) == 100
+    assert rows[-1]["step"] == settings.epochs * settings.steps_per_epoch(40) == 100
 
 
 @pytest.mark.parametrize("around", [None, ASAM])
@@ -168,10 +170,10 @@ def reference_run(objective, data, settings, perturbation):
     groups = objective.parameter_groups(settings.lr, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
     peaks = [g["lr"] for g in groups]
-    student.forward = student.forward_padded
+    student.states = student.states_padded
     objective.one_pass = False
     student.train()
-    total = total_steps(len(data), settings)
+    total = settings.epochs * settings.steps_per_epoch(len(data))
     for step, _, rows in batch_rows(len(data), settings):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * settings.lr_factor(step, total)
@@ -251,7 +253,7 @@ def test_small_and_odd_batches(make, sentences):
 
 def test_simcse_trains_without_a_teacher(make):
     objective, data = make(method=simcse, mlp_head=True, mask_duplicates=True)
-    data = TrainingData(data.tokens, None, data.text_ids, data.sources)
+    data = TrainingData(data.tokens, (), data.text_ids, data.sources)
     rows = []
     train(objective, data, Settings(epochs=10, batch_size=8, lr=1e-3, min_lr=1e-4), on_log=rows.append, log_every=1)
     assert rows[-1]["loss_simcse"] < rows[0]["loss_simcse"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import Any
 
 from pydantic import BaseModel
 
 from talas_lib.errors import TalasError, did_you_mean, listed
+from talas_lib.methods.base import Method, Needs
 
 
 def available() -> list[str]:
@@ -43,11 +43,11 @@ def config_class(name: str) -> type[BaseModel]:
     return module(name).Config
 
 
-def method_class(name: str) -> Any:
+def method_class(name: str) -> type[Method]:
     """The class of the method object (see methods.base.Method). Raises TalasError for an unknown name."""
     return module(name).METHOD
 
 
-def needs_teacher(name: str) -> bool:
-    """Whether the method reads teacher vectors at all (SimCSE does not). Raises TalasError for an unknown name."""
-    return bool(method_class(name).needs_teacher)
+def needs(name: str, config: BaseModel) -> Needs:
+    """What the method reads under this Config: teachers, token states, alignment. Raises TalasError for an unknown name."""
+    return method_class(name).needs(config)

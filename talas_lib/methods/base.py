@@ -5,75 +5,170 @@ Torch-free at import, so that a method's `Config` can be checked before anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
     from talas_lib.encoders import Encoder
     from talas_lib.packed import Layout
 
+AlignmentKind = Literal["strict", "dtw", "mined"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads beside the student's sentence vectors. Known from its Config alone, before anything is loaded.
+
+    Layers are counted from the top: -1 is the last block, -2 the one below. teachers: at least and at most (None: any number);
+    (0, 0) for a method without a teacher. teacher_tokens, teacher_attention: hidden states and head-averaged attention in
+    the token cache of the first teacher. student_tokens, student_attention: the same of the student, first view.
+    alignment: which token alignment of student and teacher (see talas_lib.alignment). sources: distinct corpus sources
+    at least.
+    """
+
+    teachers: tuple[int, int | None] = (1, 1)
+    teacher_tokens: tuple[int, ...] = ()
+    teacher_attention: tuple[int, ...] = ()
+    student_tokens: tuple[int, ...] = ()
+    student_attention: tuple[int, ...] = ()
+    alignment: AlignmentKind | None = None
+    sources: int = 1
+
+    @property
+    def token_cache(self) -> bool:
+        """Whether more than the teacher's sentence vectors must be cached."""
+        return bool(self.teacher_tokens or self.teacher_attention or self.alignment)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with its own optimizer and learning-rate schedule. epochs: None for the run's own number.
+
+    trains: the student with the heads, or the heads alone (the student frozen, its dropout left on).
+    """
+
+    epochs: int | None = None
+    trains: Literal["all", "heads"] = "all"
+
+
+@dataclass(frozen=True)
+class TeacherTokens:
+    """The first teacher's token states of a batch, padded on the right; L_t is the batch's longest teacher sequence.
+
+    valid: bool `[N, L_t]`; special: bool `[N, L_t]`, true for special tokens (valid ones only); states: hidden states
+    `[N, L_t, d_T]` fp32 by layer from the top (-1, -2, ...); attention: head-averaged weights `[N, L_t, L_t]` (rows: queries)
+    by block from the top. Empty cells hold zeros.
+    """
+
+    valid: Tensor
+    special: Tensor
+    states: Mapping[int, Tensor] = field(default_factory=dict)
+    attention: Mapping[int, Tensor] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """N training sentences with what the cache knows of them.
+    """N training sentences with what the caches know of them.
 
-    rows: corpus row numbers, int64 `[N]`; ids and layout: the packed tokens; teacher: cached sentence vectors
-    `[N, d_T]` of the first teacher, None for a method that needs none; text_ids: int64 `[N]`, equal for equal
-    strings; sources: int64 `[N]`, number of the corpus source (domain).
+    rows: corpus row numbers, int64 `[N]`; ids and layout: the packed tokens of the student (`layout.valid` is bool
+    `[N, L_s]`); teachers: cached sentence vectors `[N, d_T]`, one tensor a teacher (a row of NaN: this teacher has no vector
+    for it); text_ids: int64 `[N]`, equal for equal strings; sources: int64 `[N]`, number of the corpus source (domain);
+    special: bool `[N, L_s]`, the student's special tokens; tokens: the teacher's token states; pairs: int64 `[P, 3]`, aligned
+    tokens as (sentence in the batch, student position, teacher position). The last three are None unless asked for.
     """
 
     rows: Tensor
     ids: Tensor
     layout: Layout
-    teacher: Tensor | None
+    teachers: tuple[Tensor, ...]
     text_ids: Tensor
     sources: Tensor
+    special: Tensor | None = None
+    tokens: TeacherTokens | None = None
+    pairs: Tensor | None = None
+
+    @property
+    def teacher(self) -> Tensor:
+        """Vectors of the first teacher, `[N, d_T]`."""
+        return self.teachers[0]
 
 
 @dataclass(frozen=True)
 class StudentStates:
     """The student's view of a batch. layers: pooled vectors `[N, d_S]` of hidden state 0 (embedding output) to L, first view;
-    second: pooled last layer of the second view (other dropout masks), None when the method asks for one view."""
+    second: pooled last layer of the second view (other dropout masks), None when the method asks for one view.
+
+    tokens: hidden states `[N, L_s, d_S]` of the first view, zeros in empty cells, by layer from the top (-1, ...); attention:
+    head-averaged weights `[N, L_s, L_s]` by block from the top, before dropout. Both only where `Needs` asks for them.
+    """
 
     layers: tuple[Tensor, ...]
-    second: Tensor | None
-
-
-class Method(Protocol):
-    """A distillation method: its extra modules and its loss terms. The training loop knows nothing else about it."""
+    second: Tensor | None = None
+    tokens: Mapping[int, Tensor] = field(default_factory=dict)
+    attention: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether it reads the teacher's vectors."""
-        ...
+    def pooled(self) -> Tensor:
+        """The sentence vectors, `[N, d_S]`."""
+        return self.layers[-1]
 
-    @property
-    def views(self) -> int:
-        """1, or 2 for a method that compares two dropout views."""
-        ...
 
-    @property
-    def heads(self) -> torch.nn.Module:
-        """Trained with the student, thrown away afterwards; may hold no parameter."""
-        ...
+@dataclass(frozen=True)
+class Preparation:
+    """What a method may look at once, before training: the caches and the untrained student.
 
-    @property
-    def head_lr_mult(self) -> float:
-        """Learning rate of the heads relative to the student's."""
-        ...
+    sentences: size of the corpus; teachers: functions of row numbers that give float32 `[rows, d_T]`; student: the same
+    for the untrained student's sentence vectors, evaluation mode, `[rows, d_S]` (computed when called).
+    """
 
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Weight of each term in the total."""
-        ...
+    sentences: int
+    teachers: tuple[Callable[[np.ndarray], np.ndarray], ...]
+    student: Callable[[np.ndarray], np.ndarray]
+
+
+class Method:
+    """A distillation method: its extra modules and its loss terms. The training loop knows nothing else about it.
+
+    A subclass sets `heads` (trained with the student, thrown away afterwards; may hold no parameter) and `weights` (of each
+    term in the total), and defines `terms`. Its constructor takes the Config and, by keyword, student_dim, teacher_dims
+    (one width a teacher), num_layers and generator (for initial values), and raises ValueError for a Config that
+    does not fit them. Whatever is drawn at random in `terms` is drawn only while `heads.training`.
+    """
+
+    views: int = 1  # 2 for a method that compares two dropout views
+    head_lr_mult: float = 1.0  # learning rate of the heads relative to the student's
+    stages: tuple[Stage, ...] = (Stage(),)
+    heads: Any  # torch.nn.Module
+    weights: Mapping[str, float]
+
+    @staticmethod
+    def needs(config: Any) -> Needs:
+        """What this configuration reads; by default the sentence vectors of one teacher."""
+        return Needs()
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Fit what has to be fitted before training (a PCA, a rotation), into buffers of `heads`."""
+
+    def enter(self, stage: int) -> None:
+        """Called when stage number `stage` begins; may change `weights`."""
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """Unweighted scalar terms, one for each key of `weights`."""
-        ...
+        raise NotImplementedError
+
+    def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
+        """The weighted part of the loss that is a mean over sentences, before the mean, `[N]`: what DISAM compares
+        between sources. NotImplementedError for a method that has no such part."""
+        raise NotImplementedError
+
+    def output(self) -> torch.nn.Module | None:
+        """A module `[n, d_S] -> [n, d]` that stays behind the pooling in the finished student; None for the pooled vector."""
+        return None
 
 
 class Objective:
@@ -83,9 +178,18 @@ class Objective:
     drawn independently, less overhead. Set `one_pass=False` for two separate passes.
     """
 
-    def __init__(self, student: Encoder, method: Method, *, precision: str = "fp32", one_pass: bool = True) -> None:
+    def __init__(
+        self,
+        student: Encoder,
+        method: Method,
+        *,
+        needs: Needs | None = None,
+        precision: str = "fp32",
+        one_pass: bool = True,
+    ) -> None:
         self.student = student
         self.method = method
+        self.needs = needs or Needs()
         self.precision = precision
         self.one_pass = one_pass
 
@@ -98,30 +202,39 @@ class Objective:
         return sum(self.method.weights[name] * term for name, term in terms.items()), terms  # type: ignore[return-value]
 
     def states(self, batch: Batch) -> StudentStates:
-        """Pooled vectors of every layer, in fp32 (or the model's wider dtype)."""
+        """Pooled vectors of every layer, and the token states the method needs, in fp32 (or the model's wider dtype)."""
         if self.method.views == 1:
-            return StudentStates(self._pooled(batch.ids, batch.layout), None)
+            return self._pass(batch.ids, batch.layout)
         if not self.student.training:  # no dropout: the second view equals the first
-            layers = self._pooled(batch.ids, batch.layout)
-            return StudentStates(layers, layers[-1])
+            states = self._pass(batch.ids, batch.layout)
+            return StudentStates(states.layers, states.pooled, states.tokens, states.attention)
         if not self.one_pass:
-            first = self._pooled(batch.ids, batch.layout)
-            return StudentStates(first, self._pooled(batch.ids, batch.layout)[-1])
+            states = self._pass(batch.ids, batch.layout)
+            second = self._pass(batch.ids, batch.layout).pooled
+            return StudentStates(states.layers, second, states.tokens, states.attention)
         both, origin = batch.layout.twice()
-        layers = self._pooled(batch.ids[origin], both)
-        return StudentStates(tuple(e[0::2] for e in layers), layers[-1][1::2])
+        states = self._pass(batch.ids[origin], both)
+        first = tuple(e[0::2] for e in states.layers)
+        tokens = {layer: h[0::2] for layer, h in states.tokens.items()}
+        attention = {block: a[0::2] for block, a in states.attention.items()}
+        return StudentStates(first, states.pooled[1::2], tokens, attention)
 
-    def _pooled(self, ids: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    def _pass(self, ids: Tensor, layout: Layout) -> StudentStates:
         from talas_lib.encoders import autocast
         from talas_lib.pooling import pool
 
         with autocast(self.student.device, self.precision):
-            hidden = self.student(ids, layout)
-        return tuple(pool(_at_least_fp32(h), layout, self.student.pooling) for h in hidden)
+            hidden, attention = self.student.states(ids, layout, self.needs.student_attention)
+        layers = tuple(pool(_at_least_fp32(h), layout, self.student.pooling) for h in hidden)
+        tokens = {layer: layout.pad(_at_least_fp32(hidden[layer])) for layer in self.needs.student_tokens}
+        return StudentStates(layers, None, tokens, {block: _at_least_fp32(a) for block, a in attention.items()})
 
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: the student at `lr`, the heads at `lr` times the method's factor; decay on every parameter."""
-        groups = [{"params": list(self.student.parameters()), "lr": lr, "weight_decay": weight_decay}]
+    def parameter_groups(self, lr: float, weight_decay: float, *, student: bool = True) -> list[dict[str, Any]]:
+        """Optimizer groups: the student at `lr` (left out on request), the heads at `lr` times the method's factor; decay on
+        every parameter."""
+        groups = (
+            [{"params": list(self.student.parameters()), "lr": lr, "weight_decay": weight_decay}] if student else []
+        )
         heads = list(self.method.heads.parameters())
         if heads:
             groups.append({"params": heads, "lr": lr * self.method.head_lr_mult, "weight_decay": weight_decay})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from talas_lib.methods.base import Method, Needs
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -27,14 +29,19 @@ class Config(BaseModel):
     head_lr_mult: float = Field(default=1.0, gt=0, description="learning rate of the head relative to the student's")
 
 
-class SimCSE:
+class SimCSE(Method):
     """The method object (see methods.base.Method)."""
 
-    needs_teacher = False
     views = 2
 
     def __init__(
-        self, config: Config, *, student_dim: int, teacher_dim: int, num_layers: int, generator: torch.Generator
+        self,
+        config: Config,
+        *,
+        student_dim: int,
+        teacher_dims: tuple[int, ...],
+        num_layers: int,
+        generator: torch.Generator,
     ) -> None:
         from torch import nn
 
@@ -45,6 +52,11 @@ class SimCSE:
         for head in self.heads:
             nn.init.normal_(cast(nn.Linear, head).weight, std=0.02, generator=generator)
             nn.init.zeros_(cast(nn.Linear, head).bias)
+
+    @staticmethod
+    def needs(config: Config) -> Needs:
+        """No teacher."""
+        return Needs(teachers=(0, 0))
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """simcse of one batch."""

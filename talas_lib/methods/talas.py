@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from talas_lib.methods.base import Method
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -38,17 +40,21 @@ class Config(BaseModel):
     temperature: float = Field(default=0.1, gt=0, description="tau of SimCSE")
 
 
-class Talas:
+class Talas(Method):
     """The method object that the training loop works with (see methods.base.Method).
 
-    student_dim, teacher_dim: widths d_S, d_T; num_layers: student blocks L. ValueError when the configuration asks for
+    student_dim, teacher_dims: widths d_S, (d_T,); num_layers: student blocks L. ValueError when the configuration asks for
     more anchor layers or pairs than the student has.
     """
 
-    needs_teacher = True
-
     def __init__(
-        self, config: Config, *, student_dim: int, teacher_dim: int, num_layers: int, generator: torch.Generator
+        self,
+        config: Config,
+        *,
+        student_dim: int,
+        teacher_dims: tuple[int, ...],
+        num_layers: int,
+        generator: torch.Generator,
     ) -> None:
         from torch import nn
 
@@ -71,7 +77,9 @@ class Talas:
         self.first_anchor = num_layers + 1 - config.num_anchor_layers
         self.first_relation = self._first_relation(num_layers)
         anchors = config.num_anchor_layers if "tamd" in self.weights else 0
-        self.heads = nn.ModuleList(nn.Linear(student_dim, teacher_dim, bias=config.head_bias) for _ in range(anchors))
+        self.heads = nn.ModuleList(
+            nn.Linear(student_dim, teacher_dims[0], bias=config.head_bias) for _ in range(anchors)
+        )
         for head in self.heads:
             nn.init.normal_(cast(nn.Linear, head).weight, std=config.head_init_std, generator=generator)
             if config.head_bias:
@@ -96,13 +104,22 @@ class Talas:
             assert student.second is not None
             terms["simcse"] = losses.info_nce(student.layers[-1], student.second, self.config.temperature)
         if "tamd" in self.weights:
-            assert batch.teacher is not None
             anchored = student.layers[self.first_anchor :]
             terms["tamd"] = losses.tamd([head(e) for head, e in zip(self.heads, anchored, strict=True)], batch.teacher)
         if "lasd" in self.weights:
             relations = [losses.relation_matrix(e) for e in student.layers[self.first_relation :]]
             terms["lasd"] = losses.lasd(relations, self.config.lasd_stop_grad)
         return terms
+
+    def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
+        """The weighted TAMD of each sentence, `[N]`: the only one of the three terms that adds up over sentences."""
+        from talas_lib import losses
+
+        if "tamd" not in self.weights:
+            raise NotImplementedError
+        anchored = student.layers[self.first_anchor :]
+        projected = [head(e) for head, e in zip(self.heads, anchored, strict=True)]
+        return self.config.weight_tamd * losses.tamd_rows(projected, batch.teacher)
 
 
 METHOD = Talas

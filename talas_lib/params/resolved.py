@@ -127,7 +127,7 @@ class ResolvedParams(_Vocabulary):
     @property
     def needs_teacher(self) -> bool:
         """Whether the method reads teacher vectors; True for a notebook without a method."""
-        return methods.needs_teacher(self.method) if "method" in self.values else True
+        return methods.needs(self.method, self.method_config).teachers != (0, 0) if "method" in self.values else True
 
     def check_available(self) -> None:
         """Raises TalasError when a model or corpus that this notebook loads cannot be had here. Downloads nothing."""
