@@ -24,8 +24,12 @@ def save(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, optimizer state and random state after `step` finished steps. A reader sees the old file or the new one."""
+    """Write weights, optimizer state and random state after `step` finished steps. A reader sees the old file or the new one.
+
+    extra: further tensors, which `load` gives back.
+    """
     tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -34,6 +38,7 @@ def save(
     for number, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
+    tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     tensors = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
     meta = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "content": _content(tensors)}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +51,8 @@ def save(
 
 def load(
     file: Path, *, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
-) -> int:
-    """Put everything back and return the number of finished steps.
+) -> tuple[int, dict[str, Tensor]]:
+    """Put everything back; return the number of finished steps and the extra tensors.
 
     TalasError when the file is damaged or belongs to other settings, saying which.
     """
@@ -75,7 +80,8 @@ def load(
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
-    return int(meta["step"])
+    extra = {key.removeprefix("extra."): value for key, value in tensors.items() if key.startswith("extra.")}
+    return int(meta["step"]), extra
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -14,10 +14,12 @@ from transformers import AttentionInterface, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import logging as transformers_logging
 
+from talas_lib.blocks import blocks, first_token_states, has_bert_blocks, is_bert_like, keep_layers, uses_sliding_window
 from talas_lib.errors import TalasError
 from talas_lib.model_folders import transformer_folder
 from talas_lib.packed import Layout, TokenSequences, packed_attention, use_fast_dropout
 from talas_lib.pooling import POOLINGS, pool
+from talas_lib.tokenization import TextTokenizer
 
 PACKED = "talas_packed"
 AttentionInterface.register(PACKED, packed_attention)
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
         if self._aside[0] is not None:
             model.pooler = None
         use_fast_dropout(model)
-        self.packed = bool(model._supports_attention_backend) and not _slides(model.config)
+        self.packed = bool(model._supports_attention_backend) and not uses_sliding_window(model.config)
         model.set_attn_implementation(PACKED if self.packed else "eager")
 
     @classmethod
@@ -98,7 +100,7 @@ class Encoder(nn.Module):
     @property
     def num_layers(self) -> int:
         """Transformer blocks L; there are L + 1 hidden states, number 0 being the embedding output."""
-        return len(_blocks(self.model))
+        return len(blocks(self.model))
 
     @property
     def device(self) -> torch.device:
@@ -115,30 +117,11 @@ class Encoder(nn.Module):
 
         TalasError for a text without tokens, by its index.
         """
-        if not len(texts):
-            return TokenSequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
-        ids = self.tokenizer([self.prompt + t for t in texts], truncation=True, max_length=self.max_length)["input_ids"]
-        if self.pooling == "last":
-            ids = [self._end(row) for row in ids]
-        try:
-            return TokenSequences.from_lists(ids)
-        except ValueError as error:
-            raise TalasError(
-                f"{error}: {texts[int(str(error).split()[1])]!r} is empty after tokenisation; remove it"
-            ) from None
+        return TextTokenizer.of(self).tokenize(texts)
 
     def end_of_text_ids(self) -> list[int]:
-        """Ids that may close a sentence for last-token pooling, the one to append first."""
-        tok = self.tokenizer
-        named = tok.convert_tokens_to_ids("<|endoftext|>") if "<|endoftext|>" in tok.get_vocab() else None
-        ids = [i for i in (named, tok.eos_token_id, tok.sep_token_id) if i is not None]
-        if not ids:
-            raise TalasError("last-token pooling needs a tokenizer with an end-of-text token, and this one has none")
-        return ids
-
-    def _end(self, ids: list[int]) -> list[int]:
-        ends = self.end_of_text_ids()
-        return ids if ids and ids[-1] in ends else [*ids[: self.max_length - 1], ends[0]]
+        """Ids that may close a sentence for last-token pooling, the one to append first. TalasError for a tokenizer without."""
+        return TextTokenizer.of(self).end_of_text_ids()
 
     # ---- forward
 
@@ -164,12 +147,42 @@ class Encoder(nn.Module):
         layout = Layout(layout.lengths, layout.longest, self.bidirectional, watch=(watch, found))
         out = self.model(
             input_ids=ids[None],
-            position_ids=(layout.position + self._first_position)[None],
+            position_ids=self._positions(layout)[None],
             layout=layout,
             output_hidden_states=True,
             **self._no_cache,
         )
         return tuple(h[0] for h in out.hidden_states), found
+
+    def pooled(
+        self, ids: Tensor, layout: Layout, tokens: Sequence[int] = (), attention: Sequence[int] = ()
+    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor], dict[int, Tensor]]:
+        """Pooled vectors `[B, dim]` of every hidden state, in fp32 or the model's wider dtype.
+
+        With them, when asked for by layer or block from the top: hidden states `[B, longest, dim]`, zeros in empty cells, and
+        attention weights as `states` gives them. With CLS pooling a BERT-like model computes its last block at the first
+        token only.
+        """
+        if self._at_first_token(self.pooling) and -1 not in tokens and not attention:
+            hidden = first_token_states(self.model, ids, self._positions(layout), layout)
+            layers = (*(pool(at_least_fp32(h), layout, "cls") for h in hidden[:-1]), at_least_fp32(hidden[-1]))
+            return layers, {k: layout.pad(at_least_fp32(hidden[k])) for k in tokens}, {}
+        hidden, weights = self.states(ids, layout, attention)
+        layers = tuple(pool(at_least_fp32(h), layout, self.pooling) for h in hidden)
+        padded = {k: layout.pad(at_least_fp32(hidden[k])) for k in tokens}
+        return layers, padded, {k: at_least_fp32(w) for k, w in weights.items()}
+
+    def _sentence_vectors(self, ids: Tensor, layout: Layout, pooling: str) -> Tensor:
+        """Pooled vectors of the last hidden state, fp32 `[B, dim]`."""
+        if self._at_first_token(pooling):
+            return first_token_states(self.model, ids, self._positions(layout), layout)[-1].float()
+        return pool(self(ids, layout)[-1].float(), layout, pooling)
+
+    def _at_first_token(self, pooling: str) -> bool:
+        return pooling == "cls" and self.packed and has_bert_blocks(self.model)
+
+    def _positions(self, layout: Layout) -> Tensor:
+        return layout.position + self._first_position
 
     def states_padded(
         self, ids: Tensor, layout: Layout, attention: Sequence[int] = ()
@@ -196,7 +209,7 @@ class Encoder(nn.Module):
 
     @property
     def _no_cache(self) -> dict[str, bool]:
-        return {"use_cache": False} if hasattr(self.model.config, "use_cache") and not _is_bert_like(self.model) else {}
+        return {"use_cache": False} if hasattr(self.model.config, "use_cache") and not is_bert_like(self.model) else {}
 
     @property
     def _first_position(self) -> int:
@@ -243,8 +256,7 @@ class Encoder(nn.Module):
                 ids, lengths = tokens.take(rows)
                 layout = Layout.of(lengths).to(self.device)
                 with autocast(self.device, precision):
-                    last = self(ids.to(self.device), layout)[-1]
-                vectors = pool(last.float(), layout, pooling or self.pooling)
+                    vectors = self._sentence_vectors(ids.to(self.device), layout, pooling or self.pooling)
                 if self.projection is not None:
                     vectors = self.projection(vectors)
                 if self.normalize if normalize is None else normalize:
@@ -259,18 +271,19 @@ class Encoder(nn.Module):
 
     # ---- vocabulary
 
-    def compact_vocabulary(self, used: Tensor) -> None:
+    def compact_vocabulary(self, used: Tensor, *, sparse_gradient: bool = False) -> None:
         """Keep only the embedding rows in `used` (sorted distinct ids, int64) while training; ids must be renumbered to match.
 
         A row that no training sentence uses has no gradient, so ASAM never moves it and AdamW only decays it:
-        `expand_vocabulary` does that decay at once. Same mathematics, a fraction of the memory traffic.
+        `expand_vocabulary` does that decay at once. Same mathematics, a fraction of the memory traffic. sparse_gradient: the
+        gradient of the table is a sparse tensor of the rows in the batch (it cannot be differentiated again).
         """
         if self.used_vocabulary is not None:
             raise RuntimeError("the vocabulary is compact already")
         table = self.model.get_input_embeddings()
         self._full_table = table.weight.detach().clone()
         self._padding_idx = table.padding_idx
-        small = nn.Embedding(len(used), self.dim, device=table.weight.device)
+        small = nn.Embedding(len(used), self.dim, device=table.weight.device, sparse=sparse_gradient)
         small.weight.data.copy_(table.weight.data[used])
         self.model.set_input_embeddings(small)
         self.used_vocabulary = used
@@ -320,6 +333,11 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """bf16 and fp16 to fp32; fp32 and fp64 as they are."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def batches_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterable[np.ndarray]:
     """Row numbers in batches of similar length, longest first, each of at most `tokens_per_batch` tokens (at least one row)."""
     order = np.argsort(-lengths, kind="stable")
@@ -331,51 +349,8 @@ def batches_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterable[np
         start += size
 
 
-def keep_layers(model: Any, layers: Sequence[int]) -> None:
-    """Cut a model down to the given blocks, in place. TalasError when an index does not exist."""
-    blocks = _blocks(model)
-    wrong = [i for i in layers if not 0 <= i < len(blocks)]
-    if wrong or not layers:
-        raise TalasError(
-            f"layers {list(layers)} of a model with {len(blocks)} blocks: choose from 0 to {len(blocks) - 1}"
-        )
-    kept = nn.ModuleList([blocks[i] for i in layers])
-    for number, block in enumerate(kept):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", number)  # noqa: B010 (no declared attribute)
-    parent, name = _block_parent(model)
-    setattr(parent, name, kept)
-    model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in layers]
-
-
 def _unshift(weights: Tensor, layout: Layout, shift: Tensor) -> Tensor:
     """Attention weights `[B, longest, longest]` of a batch padded by `shift` on the left, moved right; empty cells zero."""
     index = (torch.arange(layout.longest, device=weights.device) + shift[:, None]).clamp_max(layout.longest - 1)
     weights = weights.gather(1, index[:, :, None].expand_as(weights)).gather(2, index[:, None].expand_as(weights))
     return weights * (layout.valid[:, :, None] & layout.valid[:, None])
-
-
-def _block_parent(model: Any) -> tuple[Any, str]:
-    if hasattr(model, "encoder") and hasattr(model.encoder, "layer"):
-        return model.encoder, "layer"
-    if hasattr(model, "layers"):
-        return model, "layers"
-    raise TalasError(
-        f"{type(model).__name__} keeps its blocks neither in encoder.layer nor in layers; it is not supported"
-    )
-
-
-def _blocks(model: Any) -> nn.ModuleList:
-    parent, name = _block_parent(model)
-    return getattr(parent, name)
-
-
-def _is_bert_like(model: Any) -> bool:
-    return hasattr(model, "encoder") and hasattr(model.encoder, "layer")
-
-
-def _slides(config: Any) -> bool:
-    return any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])

@@ -222,6 +222,18 @@ def _plain_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropou
     return layout.unpad((weights @ v).transpose(1, 2))
 
 
+def first_token_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scale: float
+) -> Tensor:
+    """Attention of one query a sentence, `[B, heads, dim]`, over all its tokens, `[T, heads, dim]` each."""
+    k, v = (layout.pad(x).transpose(1, 2) for x in (key, value))
+    q = query[:, :, None]
+    weights = torch.softmax((q * scale) @ k.transpose(2, 3) + _bias(q, layout, False), dim=-1)
+    if dropout:
+        weights = weights * dropout_mask(weights, dropout)
+    return (weights @ v)[:, :, 0]
+
+
 def attention_weights(query: Tensor, key: Tensor, layout: Layout, *, causal: bool, scale: float) -> Tensor:
     """Attention weights averaged over heads, before dropout, `[B, longest, longest]`; zero in empty rows and columns.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from talas_lib.methods.base import Stage
-from talas_lib.sharpness_aware import Perturbation
+from talas_lib.sharpness_aware import Approximation, Perturbation
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Settings:
     perturbation: Perturbation | None = None
     perturb_heads: bool = True
     same_dropout: bool = False
+    ascent: Approximation = field(default_factory=Approximation)
 
     def steps_per_epoch(self, sentences: int) -> int:
         """Batches in an epoch, the last and partial one included."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,17 @@ from talas_lib import losses
 from talas_lib.errors import TalasError
 from talas_lib.methods.base import Batch, Objective, StudentStates
 from talas_lib.schedule import Settings
-from talas_lib.sharpness_aware import Ascent, cosine_between, mark_biases, perturbed, variance_between_sources
+from talas_lib.sharpness_aware import (
+    Ascent,
+    Direction,
+    cosine_between,
+    displaced,
+    find_direction,
+    gradient_values,
+    mark_biases,
+    perturbed,
+    variance_between_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -48,36 +60,95 @@ class Stepper:
         self.parameters = [p for m in (student, heads) for p in m.parameters() if id(p) in trained]
         student_only = [p for p in student.parameters() if id(p) in trained]
         self.perturbable = self.parameters if settings.perturb_heads else student_only
+        self.tables: dict[Tensor, Tensor] = {}
+        self.steps = 0
+        self.direction: Direction | None = None
         self.sharpness_aware = settings.perturbation is not None and bool(self.perturbable)
 
+    def state(self) -> dict[str, Tensor]:
+        """What must survive an interruption beside weights and optimizer: the steps made, and a direction still in use."""
+        found = {"steps": torch.tensor(self.steps)}
+        if self.direction is not None:
+            number = {id(p): i for i, p in enumerate(self.perturbable)}
+            pairs = zip(self.direction.parameters, self.direction.eps, strict=True)
+            found |= {f"eps.{number[id(p)]}": eps for p, eps in pairs}
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.steps = int(state["steps"])
+        kept = {self.perturbable[int(k.removeprefix("eps."))]: v for k, v in state.items() if k.startswith("eps.")}
+        if kept:
+            parameters = list(kept)
+            self.direction = Direction(parameters, [None] * len(kept), [kept[p].to(p.device) for p in parameters])
+
     def step(self, batch: Batch, lr_factor: float, *, probe: bool = False, measure: bool = True) -> StepReport:
-        """Train on one batch at `lr_factor` times the peak learning rates; `measure` the perturbation for the log or not."""
+        """Train on one batch at `lr_factor` times the peak learning rates; `measure` the perturbation for the log or not.
+
+        The loss reported is that at w; with an approximate ascent, which never computes it on the whole batch, that at w + eps.
+        """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * lr_factor
-        masks = _rng_state(batch.ids.device) if self.sharpness_aware else None
-        states = self.objective.states(batch)
-        total, terms = self.objective.total(states, batch)
-        ascent, measured = None, {}
-        if self.settings.perturbation is None or not self.sharpness_aware:
-            total.backward()
+        measured: dict[str, Tensor] = {}
+        if not self.sharpness_aware:
+            states, total, terms = self._backward(batch)
+            ascent = None
+        elif self.settings.ascent.exact:
+            states, total, terms, ascent, measured = self._exact(batch, probe=probe, measure=measure)
         else:
-            self._ascent_objective(total, states, batch).backward()
-            first = [p.grad for p in self.parameters if p.grad is not None]
-            with perturbed(self.perturbable, self.settings.perturbation, measure=measure) as ascent:
-                if probe:
-                    measured = self._probe(batch, masks, total.detach(), first)
-                if self.settings.same_dropout:
-                    _set_rng_state(batch.ids.device, masks)
-                self.optimizer.zero_grad(set_to_none=True)
-                self.objective(batch)[0].backward()
+            with displaced(self._approximate_direction(batch, measure=measure)) as ascent:
+                states, total, terms = self._backward(batch)
+        self.steps += 1
         if not batch.ids.is_cuda:
             self._check_finite(total, terms, batch)
-        self.optimizer.step()
+        with self._dense_gradients():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         kept = {k: v.detach() for k, v in terms.items()}
         return StepReport(total.detach(), kept, states.pooled.detach(), ascent, measured)
 
-    def _ascent_objective(self, total: Tensor, states: StudentStates, batch: Batch) -> Tensor:
+    def _backward(self, batch: Batch) -> tuple[StudentStates, Tensor, dict[str, Tensor]]:
+        self.optimizer.zero_grad(set_to_none=True)
+        states = self.objective.states(batch)
+        total, terms = self.objective.total(states, batch)
+        total.backward()
+        return states, total, terms
+
+    def _exact(
+        self, batch: Batch, *, probe: bool, measure: bool
+    ) -> tuple[StudentStates, Tensor, dict[str, Tensor], Ascent | None, dict[str, Tensor]]:
+        """Gradient of the batch at w, then its gradient at w + eps; loss and states are those at w."""
+        masks = _rng_state(batch.ids.device)
+        states = self.objective.states(batch)
+        total, terms = self.objective.total(states, batch)
+        self._climbed(total, states, batch).backward()
+        assert self.settings.perturbation is not None
+        first = [p.grad for p in self.parameters if p.grad is not None]
+        measured = {}
+        with perturbed(self.perturbable, self.settings.perturbation, measure=measure) as ascent:
+            if probe:
+                measured = self._probe(batch, masks, total.detach(), first)
+            if self.settings.same_dropout:
+                _set_rng_state(batch.ids.device, masks)
+            self._backward(batch)
+        return states, total, terms, ascent, measured
+
+    def _approximate_direction(self, batch: Batch, *, measure: bool) -> Direction:
+        """The direction from a part of the batch, from one view, or the one of an earlier step."""
+        assert self.settings.perturbation is not None
+        how = self.settings.ascent
+        if self.direction is not None and self.steps % how.every:
+            return self.direction
+        part = batch.every(how.stride, self.steps) if how.stride > 1 and len(batch.rows) > how.stride else batch
+        self.optimizer.zero_grad(set_to_none=True)
+        states = self.objective.states(part, one_view=how.one_view)
+        total, _ = self.objective.total(states, part)
+        self._climbed(total, states, part).backward()
+        found = find_direction(self.perturbable, self.settings.perturbation, measure=measure)
+        self.direction = found.without_tables() if how.every > 1 else None
+        return found
+
+    def _climbed(self, total: Tensor, states: StudentStates, batch: Batch) -> Tensor:
         """What the perturbation climbs: the loss, for DISAM less the variance of the sources' losses."""
         how = self.settings.perturbation
         if how is None or how.variance_weight == 0:
@@ -91,6 +162,22 @@ class Stepper:
             ) from None
         return total - how.variance_weight * variance_between_sources(rows, batch.sources)
 
+    @contextmanager
+    def _dense_gradients(self) -> Iterator[None]:
+        """Sparse gradients written into a table of zeros that is kept between steps: allocating and clearing one a step costs
+        more than all its rows."""
+        written = []
+        for p in self.parameters:
+            if p.grad is not None and p.grad.is_sparse:
+                grad = p.grad.coalesce()
+                if p not in self.tables:
+                    self.tables[p] = torch.zeros_like(p)
+                p.grad = self.tables[p].index_copy_(0, grad.indices()[0], grad.values())
+                written.append((p.grad, grad.indices()[0]))
+        yield
+        for table, rows in written:
+            table.index_fill_(0, rows, 0)
+
     def _probe(self, batch: Batch, masks: Any, loss: Tensor, first: list[Tensor]) -> dict[str, Tensor]:
         """Loss rise and cos(g', g) at w + eps under the dropout masks of the first pass; leaves the random state alone."""
         now = _rng_state(batch.ids.device)
@@ -102,7 +189,7 @@ class Stepper:
         return {"ascent_gain": risen.detach() - loss, "ascent_cosine": cosine_between(first, list(second))}
 
     def _check_finite(self, total: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
-        grads = [p.grad for p in self.parameters if p.grad is not None]
+        grads = gradient_values(self.parameters)
         norm = torch.stack(torch._foreach_norm(grads)).sum()
         if bool(torch.isfinite(total + norm)):
             return

@@ -50,7 +50,7 @@ def train(
     student, method = objective.student, objective.method
     method.heads.to(student.device)
     data, used = data.renumbered()
-    student.compact_vocabulary(used.to(student.device))
+    student.compact_vocabulary(used.to(student.device), sparse_gradient=student.device.type == "cpu")
     modules = {"student": student, "heads": method.heads}
     identity = _identity(settings, data, modules)
     plan = spans(method.stages, len(data), settings)
@@ -64,7 +64,8 @@ def train(
         span = next(s for s in plan if start < s.stop)
         stepper = _begin(span, objective, settings)
         if checkpoint is not None and checkpoint.is_file():
-            start = checkpoints.load(checkpoint, modules=modules, optimizer=stepper.optimizer, settings=identity)
+            start, state = checkpoints.load(checkpoint, modules=modules, optimizer=stepper.optimizer, settings=identity)
+            stepper.load_state(state)
         for step, epoch, rows in batch_rows(len(data), settings, start, epochs=total // per_epoch):
             if step == span.stop:
                 span = plan[span.stage + 1]
@@ -82,7 +83,12 @@ def train(
             finished = step + 1
             if checkpoint is not None and finished % checkpoint_every == 0 and not last:
                 checkpoints.save(
-                    checkpoint, step=finished, modules=modules, optimizer=stepper.optimizer, settings=identity
+                    checkpoint,
+                    step=finished,
+                    modules=modules,
+                    optimizer=stepper.optimizer,
+                    settings=identity,
+                    extra=stepper.state(),
                 )
             if finished % per_epoch == 0 and on_epoch is not None:
                 on_epoch(epoch + 1)

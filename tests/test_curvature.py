@@ -19,6 +19,8 @@ from talas_lib.curvature import (
     power_iteration,
     spectrum_ends,
 )
+from talas_lib.curvature_estimate import top_eigenvalue
+from talas_lib.hessian import difference_operator
 from talas_lib.sharpness import asam_sharpness, measure_sharpness
 
 DIAGONAL = np.diag([3.0, 1.0, -5.0])
@@ -572,3 +574,76 @@ def test_fused_attention_names_the_remedy():
     operator = hvp_operator(losses, list(model.parameters()))
     with pytest.raises(RuntimeError, match="attn_implementation='eager'"):
         operator @ np.ones(operator.shape[0])
+
+
+# ---- products by differences, and the quick estimate
+
+
+def small_loss():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    x, y = torch.randn(40, 6), torch.randn(40, 3)
+    parts = [(x[i::4], y[i::4]) for i in range(4)]
+    return [lambda a=a, b=b: (net(a) - b).square().mean() for a, b in parts], list(net.parameters())
+
+
+def test_differences_of_gradients_give_the_product_and_leave_the_weights_alone():
+    losses, parameters = small_loss()
+    before = [p.detach().clone() for p in parameters]
+    exact, cheap = hvp_operator(losses, parameters), difference_operator(losses, parameters)
+    vector = np.random.default_rng(1).standard_normal(exact.shape[0])
+    product = exact.matvec(vector)
+    assert np.linalg.norm(cheap.matvec(vector) - product) < 0.02 * np.linalg.norm(product)
+    assert np.linalg.norm(cheap.matvec(3 * vector) - 3 * product) < 0.02 * 3 * np.linalg.norm(product)
+    assert not cheap.matvec(np.zeros_like(vector)).any()
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_differences_follow_the_weights():
+    losses, parameters = small_loss()
+    cheap = difference_operator(losses, parameters)
+    vector = np.random.default_rng(1).standard_normal(cheap.shape[0])
+    cheap.matvec(vector)
+    with torch.no_grad():
+        for p in parameters:
+            p.mul_(1.5)
+    product = hvp_operator(losses, parameters).matvec(vector)
+    assert np.linalg.norm(cheap.matvec(vector) - product) < 0.02 * np.linalg.norm(product)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_quick_estimate_is_within_a_percent_and_cheaper(seed):
+    """A spectrum like a network's: a few eigenvalues stand out of a bulk around zero."""
+    spectrum = np.concatenate([[4.0, 2.5, 1.5, -1.0], 0.3 * np.random.default_rng(7).standard_normal(60)])
+    basis = np.linalg.qr(np.random.default_rng(8).standard_normal((64, 64)))[0]
+    w = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    losses = [quadratic(basis * spectrum @ basis.T, w)]
+    found = top_eigenvalue(losses, [w], seed=seed)
+    assert found.converged
+    assert found.value == pytest.approx(4.0, rel=0.01)
+    assert found.hvps < lanczos(hvp_operator(losses, [w]), seed=seed, tol=1e-4)[0].hvps
+
+
+def test_the_quick_estimate_states_the_exact_residual():
+    losses, parameters = small_loss()
+    found = top_eigenvalue(losses, parameters, seed=0)
+    product = hvp_operator(losses, parameters).matvec(found.vector)
+    assert found.value == pytest.approx(found.vector @ product, rel=1e-6)
+    assert found.residual == pytest.approx(np.linalg.norm(product - found.value * found.vector) / found.value, rel=1e-6)
+
+
+def test_the_quick_estimate_says_when_it_ran_out_of_steps():
+    losses, parameters = small_loss()
+    found = top_eigenvalue(losses, parameters, seed=0, tol=1e-9, max_iter=3)
+    assert not found.converged
+    assert found.iterations == 3
+    with pytest.raises(ValueError, match="max_iter=1"):
+        top_eigenvalue(losses, parameters, seed=0, max_iter=1)
+
+
+def test_the_quick_estimate_finds_the_algebraic_largest():
+    """diag(3, 1, -5) as the Hessian of a quadratic: 3, not -5."""
+    w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([3.0, 1.0, -5.0], dtype=torch.float64)
+    found = top_eigenvalue([lambda: 0.5 * (scale * w.square()).sum()], [w], seed=0, tol=1e-6, step=1e-3)
+    assert found.value == pytest.approx(3.0, rel=1e-6)

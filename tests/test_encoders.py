@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from talas_lib import tiny
-from talas_lib.encoders import Encoder, batches_by_length, keep_layers
+from talas_lib.blocks import keep_layers
+from talas_lib.encoders import Encoder, batches_by_length
 from talas_lib.errors import TalasError
 from talas_lib.model_folders import folder_fingerprint, pooling_of_folder, transformer_folder
 from talas_lib.packed import Layout, TokenSequences
@@ -204,3 +205,43 @@ def test_fingerprint_sees_every_changed_file(tmp_path, tiny_texts):
         assert [k for k in before if before[k] != after[k]] == [key]
         (folder / name).write_bytes(content)
     assert folder_fingerprint(folder) == before
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-r"])
+def test_the_last_block_at_the_first_token_alone(tiny_encoder_folder, tiny_texts, kind):
+    """CLS pooling: the same vectors and the same gradients as the whole last block gives."""
+    encoder = Encoder.load(tiny_encoder_folder(kind), pooling="cls").eval()
+    ids, lengths = encoder.tokenize(tiny_texts[:24]).take(range(24))
+    layout = Layout.of(lengths)
+    short, _, _ = encoder.pooled(ids, layout)
+    whole = [pool(h, layout, "cls") for h in encoder(ids, layout)]
+    assert len(short) == len(whole) == encoder.num_layers + 1
+    for ours, theirs in zip(short, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    weights = list(encoder.parameters())
+    seed = torch.randn(24, encoder.dim)
+    ours = torch.autograd.grad((short[-1] * seed).sum(), weights, allow_unused=True)
+    theirs = torch.autograd.grad((whole[-1] * seed).sum(), weights, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_token_states_of_the_last_block_need_all_of_it(tiny_encoder_folder, tiny_texts):
+    encoder = Encoder.load(tiny_encoder_folder("bert"), pooling="cls").eval()
+    ids, lengths = encoder.tokenize(tiny_texts[:5]).take(range(5))
+    layout = Layout.of(lengths)
+    layers, tokens, attention = encoder.pooled(ids, layout, tokens=(-1, -2), attention=(-1,))
+    torch.testing.assert_close(tokens[-1][:, 0], layers[-1])
+    assert tokens[-2].shape == tokens[-1].shape == (5, layout.longest, encoder.dim)
+    torch.testing.assert_close(attention[-1].sum(-1), layout.valid.float())
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_attention_weights_equal_the_padded_models(tiny_encoder_folder, tiny_texts, kind):
+    encoder = load(tiny_encoder_folder(kind), kind).eval()
+    ids, lengths = encoder.tokenize(tiny_texts[:6]).take(range(6))
+    layout = Layout.of(lengths)
+    _, ours = encoder.states(ids, layout, (-1, -2))
+    _, theirs = encoder.states_padded(ids, layout, (-1, -2))
+    for block in (-1, -2):
+        torch.testing.assert_close(ours[block], theirs[block], rtol=1e-4, atol=1e-5)

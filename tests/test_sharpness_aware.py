@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from talas_lib.sharpness_aware import Perturbation, ascent_direction, cosine_between, mark_biases, perturbed
+from talas_lib.sharpness_aware import (
+    Perturbation,
+    ascent_direction,
+    cosine_between,
+    mark_biases,
+    perturbed,
+    variance_between_sources,
+)
 
 W, G = torch.tensor([2.0, -1.0], dtype=torch.float64), torch.tensor([0.3, 0.4], dtype=torch.float64)
 
@@ -44,10 +51,45 @@ def test_first_order_gain():
 def test_bias_mode_identity_leaves_biases_unscaled():
     layer = nn.Linear(2, 2)
     mark_biases(layer)
-    weights = list(layer.parameters())
-    grads = [torch.ones_like(w) for w in weights]
-    eps, norm = ascent_direction(weights, grads, Perturbation("asam", 0.5, eta=0.01, bias_mode="identity"))
-    torch.testing.assert_close(eps[1], torch.full((2,), 0.5) / norm)
+    before = layer.bias.detach().clone()
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)
+    how = Perturbation("asam", 0.5, eta=0.01, bias_mode="identity")
+    _, norm = ascent_direction([layer.weight, layer.bias], [layer.weight.grad, layer.bias.grad], how, [False, True])
+    with perturbed(list(layer.parameters()), how):
+        torch.testing.assert_close(layer.bias.detach() - before, torch.full((2,), 0.5) / norm)
+
+
+@pytest.mark.parametrize(
+    "how", [Perturbation("sam", 0.5), Perturbation("asam", 2.0), Perturbation("asam", 0.5, 0.01, "identity")]
+)
+def test_a_sparse_gradient_perturbs_as_the_dense_one(how):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table, head = nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 1)
+        mark_biases(head)
+        parameters = [*table.parameters(), *head.parameters()]
+        before = [p.detach().clone() for p in parameters]
+        head(table(torch.tensor([1, 5, 5, 7]))).square().sum().backward()
+        with perturbed(parameters, how) as report:
+            inside = [p.detach().clone() for p in parameters]
+        assert all(torch.equal(p.detach(), b) for p, b in zip(parameters, before, strict=True))
+        found.append([*inside, *vars(report).values()])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(dense, sparse)
+
+
+def test_variance_between_sources_by_hand():
+    rows, sources = torch.tensor([0.5, 1.5, 2.0, 3.0]), torch.tensor([0, 0, 4, 2])  # means 1, 2, 3
+    assert variance_between_sources(rows, sources).item() == pytest.approx(2 / 3)
+    assert variance_between_sources(rows, torch.zeros(4, dtype=torch.int64)).item() == 0
+
+
+def test_disam_damps_the_sources_above_the_mean():
+    """The worked coefficients: L = (1, 2, 3), lambda = 0.1, equal shares: 0.4, 1/3, 0.266667, which sum to 1."""
+    losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (losses.mean() - 0.1 * variance_between_sources(losses, torch.arange(3))).backward()
+    torch.testing.assert_close(losses.grad, torch.tensor([0.4, 1 / 3, 0.8 / 3]))
 
 
 def small_model() -> nn.Module:

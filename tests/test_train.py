@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +14,9 @@ from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.methods import simcse, talas
 from talas_lib.methods.base import Objective
+from talas_lib.pooling import pool
 from talas_lib.schedule import Settings, batch_rows, epoch_order
-from talas_lib.sharpness_aware import Perturbation
+from talas_lib.sharpness_aware import Approximation, Perturbation
 from talas_lib.train import train
 from talas_lib.training_data import TrainingData
 
@@ -170,7 +172,11 @@ def reference_run(objective, data, settings, perturbation):
     groups = objective.parameter_groups(settings.lr, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
     peaks = [g["lr"] for g in groups]
-    student.states = student.states_padded
+    student.pooled = lambda ids, layout, *_: (
+        tuple(pool(h, layout, student.pooling) for h in student.states_padded(ids, layout)[0]),
+        {},
+        {},
+    )
     objective.one_pass = False
     student.train()
     total = settings.epochs * settings.steps_per_epoch(len(data))
@@ -196,13 +202,56 @@ def reference_run(objective, data, settings, perturbation):
         optimizer.zero_grad()
 
 
+def gradient(objective, data, rows, *, plain):
+    """The gradient of one batch by parameter; the plain way is padded, in two passes, over the whole vocabulary, in fp32."""
+    student = objective.student
+    student.train()
+    objective.one_pass = not plain
+    if plain:
+        student.pooled = lambda ids, layout, *_: (
+            tuple(pool(h, layout, student.pooling) for h in student.states_padded(ids, layout)[0]),
+            {},
+            {},
+        )
+    else:
+        data, used = data.renumbered()
+        student.compact_vocabulary(used, sparse_gradient=True)
+    objective(data.batch(rows))[0].backward()
+    found = {k: p.grad for k, p in [*student.parameters_by_name().items(), *objective.method.heads.named_parameters()]}
+    if not plain:
+        name = next(k for k in found if k.endswith("word_embeddings.weight"))
+        whole = torch.zeros(len(student._full_table), student.dim)
+        whole[used] = found[name].to_dense()
+        found[name] = whole
+    return found
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_gradients_equal_the_plain_reference(make, pooling, precision, tolerance):
+    """Relative error of each parameter's gradient in fp32, of the whole gradient in bf16, dropout 0."""
+    (fast, data), (slow, _) = make(dropout=0.0, pooling=pooling), make(dropout=0.0, pooling=pooling)
+    fast.precision = precision
+    rows = np.arange(16)
+    ours, plain = gradient(fast, data, rows, plain=False), gradient(slow, data, rows, plain=True)
+    assert ours.keys() == plain.keys()
+    whole = torch.cat([g.flatten() for g in plain.values()]).norm()
+    errors = {k: (ours[k] - g).norm() for k, g in plain.items()}
+    assert torch.stack(list(errors.values())).norm() <= tolerance * whole
+    if precision == "fp32":
+        for name, error in errors.items():
+            assert error <= tolerance * plain[name].norm() + 1e-7 * whole, name
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("around", [None, ASAM])
-def test_twenty_steps_equal_the_plain_reference(make, around):
-    """Packing, one forward for both views, the compact vocabulary and the fused optimizer change no weight beyond rounding."""
+def test_twenty_steps_equal_the_plain_reference(make, around, pooling):
+    """Packing, one forward for both views, the last block at the first token, the compact vocabulary with sparse gradients and
+    the fused optimizer change no weight beyond rounding."""
     settings = Settings(epochs=4, batch_size=8, lr=1e-3, min_lr=1e-4, perturbation=around)
-    fast, data = make(dropout=0.0)
+    fast, data = make(dropout=0.0, pooling=pooling)
     train(fast, data, settings)
-    slow, data = make(dropout=0.0)
+    slow, data = make(dropout=0.0, pooling=pooling)
     start = {k: v.clone() for k, v in weights(slow).items()}
     reference_run(slow, data, settings, around)
     fast_w, slow_w = weights(fast), weights(slow)
@@ -292,3 +341,87 @@ def test_embedding_output_of_cls_is_nearly_constant_under_dropout():
     vector = torch.randn(384, generator=generator).expand(256, 384)
     keep = (torch.rand(256, 384, generator=generator) > 0.1) / 0.9
     assert mean_off_diagonal_cosine(vector * keep).item() == pytest.approx(0.9, abs=0.005)
+
+
+# ---- cheaper ascent directions
+
+
+APPROXIMATIONS = [
+    Approximation(stride=2),
+    Approximation(one_view=True),
+    Approximation(stride=4, one_view=True, every=3),
+]
+
+
+@pytest.mark.parametrize("how", APPROXIMATIONS, ids=str)
+def test_approximate_ascent_trains_and_resumes_to_the_same_bits(make, tmp_path, how):
+    settings = Settings(epochs=2, batch_size=8, lr=1e-3, min_lr=1e-4, perturbation=ASAM, ascent=how)
+    whole, data = make()
+    rows = []
+    train(whole, data, settings, on_log=rows.append, log_every=1)
+    assert rows[-1]["eps_norm"] > 0
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == 6:
+            raise Stop
+
+    cut, data = make()
+    with pytest.raises(Stop):
+        train(cut, data, settings, checkpoint=tmp_path / "c", checkpoint_every=5, on_log=stop, log_every=1)
+    again, data = make()
+    result = train(again, data, settings, checkpoint=tmp_path / "c", checkpoint_every=5)
+    assert result.resumed_from == 5
+    expected, found = weights(whole), weights(again)
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_the_default_ascent_is_the_exact_one(make):
+    """An approximation that saves nothing gives the weights of the exact optimizer, dropout off."""
+    exact, data = make(dropout=0.0)
+    train(exact, data, Settings(epochs=1, batch_size=8, lr=1e-3, min_lr=1e-4, perturbation=ASAM))
+    one_view, data = make(dropout=0.0)  # without dropout the second view is the first
+    how = Approximation(one_view=True)
+    train(one_view, data, Settings(epochs=1, batch_size=8, lr=1e-3, min_lr=1e-4, perturbation=ASAM, ascent=how))
+    expected, found = weights(exact), weights(one_view)
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=2e-4)
+
+
+def test_a_part_of_a_batch_is_the_batch_of_those_sentences(make):
+    objective, data = make()
+    batch = data.batch(np.arange(12))
+    part = batch.every(3, offset=4)
+    assert part.rows.tolist() == batch.rows[1::3].tolist()
+    again = data.batch(part.rows.numpy())
+    assert torch.equal(part.ids, again.ids)
+    assert torch.equal(part.layout.lengths, again.layout.lengths)
+    assert torch.equal(part.teacher, again.teacher)
+    objective.student.eval()
+    torch.testing.assert_close(objective(part)[0], objective(again)[0])
+
+
+# ---- DISAM
+
+
+def test_disam_needs_several_sources_to_differ_from_sam(make):
+    """One source: the variance is 0 and DISAM is SAM to the bit; two sources: it is not."""
+    found = {}
+    for name, weight, sources in (("sam", 0.0, 1), ("one", 5.0, 1), ("two", 5.0, 2)):
+        objective, data = make()
+        data = replace(data, sources=np.arange(len(data)) % sources)
+        how = Perturbation("sam", 0.5, variance_weight=weight)
+        train(objective, data, Settings(epochs=1, batch_size=8, lr=1e-3, min_lr=1e-4, perturbation=how))
+        found[name] = weights(objective)
+    assert all(torch.equal(found["sam"][k], found["one"][k]) for k in found["sam"])
+    assert any(not torch.equal(found["sam"][k], found["two"][k]) for k in found["sam"])
+
+
+def test_disam_refuses_a_method_without_a_loss_by_sentence(make):
+    objective, data = make(method=simcse)
+    settings = Settings(epochs=1, batch_size=8, perturbation=Perturbation("sam", 0.05, variance_weight=0.1))
+    with pytest.raises(TalasError, match="DISAM compares"):
+        train(objective, data, settings)

@@ -70,6 +70,12 @@ class TeacherTokens:
     states: Mapping[int, Tensor] = field(default_factory=dict)
     attention: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def take(self, sentences: Tensor) -> TeacherTokens:
+        """The token states of some sentences of the batch, int64 `[n]`."""
+        states = {layer: h[sentences] for layer, h in self.states.items()}
+        attention = {block: a[sentences] for block, a in self.attention.items()}
+        return TeacherTokens(self.valid[sentences], self.special[sentences], states, attention)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -97,6 +103,30 @@ class Batch:
         """Vectors of the first teacher, `[N, d_T]`."""
         return self.teachers[0]
 
+    def every(self, stride: int, offset: int = 0) -> Batch:
+        """The part of the batch made of sentences offset, offset + stride, ...; of all lengths, since they are sorted by it."""
+        import torch
+
+        from talas_lib.packed import Layout
+
+        taken = torch.arange(offset % stride, len(self.rows), stride, device=self.rows.device)
+        layout = Layout(self.layout.lengths[taken], self.layout.longest, self.layout.bidirectional)
+        pairs = None
+        if self.pairs is not None:
+            here = self.pairs[self.pairs[:, 0] % stride == offset % stride]
+            pairs = torch.cat([here[:, :1] // stride, here[:, 1:]], dim=1)
+        return Batch(
+            rows=self.rows[taken],
+            ids=self.ids[self.layout.starts[taken][layout.sentence] + layout.position],
+            layout=layout,
+            teachers=tuple(t[taken] for t in self.teachers),
+            text_ids=self.text_ids[taken],
+            sources=self.sources[taken],
+            special=None if self.special is None else self.special[taken],
+            tokens=None if self.tokens is None else self.tokens.take(taken),
+            pairs=pairs,
+        )
+
 
 @dataclass(frozen=True)
 class StudentStates:
@@ -123,12 +153,13 @@ class Preparation:
     """What a method may look at once, before training: the caches and the untrained student.
 
     sentences: size of the corpus; teachers: functions of row numbers that give float32 `[rows, d_T]`; student: the same
-    for the untrained student's sentence vectors, evaluation mode, `[rows, d_S]` (computed when called).
+    for the untrained student's sentence vectors, evaluation mode, `[rows, d_S]` (computed when called); batch_size: sentences a step.
     """
 
     sentences: int
     teachers: tuple[Callable[[np.ndarray], np.ndarray], ...]
     student: Callable[[np.ndarray], np.ndarray]
+    batch_size: int = 32
 
 
 class Method:
@@ -143,6 +174,7 @@ class Method:
     views: int = 1  # 2 for a method that compares two dropout views
     head_lr_mult: float = 1.0  # learning rate of the heads relative to the student's
     stages: tuple[Stage, ...] = (Stage(),)
+    builds_student: bool = False  # True: the student is computed once, without training (see methods.static)
     heads: Any  # torch.nn.Module
     weights: Mapping[str, float]
 
@@ -201,11 +233,14 @@ class Objective:
         terms = self.method.terms(states, batch)
         return sum(self.method.weights[name] * term for name, term in terms.items()), terms  # type: ignore[return-value]
 
-    def states(self, batch: Batch) -> StudentStates:
-        """Pooled vectors of every layer, and the token states the method needs, in fp32 (or the model's wider dtype)."""
+    def states(self, batch: Batch, *, one_view: bool = False) -> StudentStates:
+        """Pooled vectors of every layer, and the token states the method needs, in fp32 (or the model's wider dtype).
+
+        one_view: the second view is the first once more, as it is without dropout; half the work.
+        """
         if self.method.views == 1:
             return self._pass(batch.ids, batch.layout)
-        if not self.student.training:  # no dropout: the second view equals the first
+        if one_view or not self.student.training:  # without dropout the second view equals the first
             states = self._pass(batch.ids, batch.layout)
             return StudentStates(states.layers, states.pooled, states.tokens, states.attention)
         if not self.one_pass:
@@ -221,13 +256,12 @@ class Objective:
 
     def _pass(self, ids: Tensor, layout: Layout) -> StudentStates:
         from talas_lib.encoders import autocast
-        from talas_lib.pooling import pool
 
         with autocast(self.student.device, self.precision):
-            hidden, attention = self.student.states(ids, layout, self.needs.student_attention)
-        layers = tuple(pool(_at_least_fp32(h), layout, self.student.pooling) for h in hidden)
-        tokens = {layer: layout.pad(_at_least_fp32(hidden[layer])) for layer in self.needs.student_tokens}
-        return StudentStates(layers, None, tokens, {block: _at_least_fp32(a) for block, a in attention.items()})
+            layers, tokens, attention = self.student.pooled(
+                ids, layout, self.needs.student_tokens, self.needs.student_attention
+            )
+        return StudentStates(layers, None, tokens, attention)
 
     def parameter_groups(self, lr: float, weight_decay: float, *, student: bool = True) -> list[dict[str, Any]]:
         """Optimizer groups: the student at `lr` (left out on request), the heads at `lr` times the method's factor; decay on
@@ -239,7 +273,3 @@ class Objective:
         if heads:
             groups.append({"params": heads, "lr": lr * self.method.head_lr_mult, "weight_decay": weight_decay})
         return groups
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x

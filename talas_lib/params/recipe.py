@@ -12,7 +12,7 @@ from talas_lib.params.specs import Specs
 from talas_lib.params.vocabulary import VOCABULARY
 
 # Raised whenever training mathematics changes: runs and caches from before then never count as finished.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 _SCHEDULE = ("seed", "epochs", "batch_size", "lr", "min_lr", "warmup", "weight_decay", "precision")
 _TEACHER_READING = {"pooling", "padding_side", "prompt", "max_length", "attention", "normalize"}
@@ -26,11 +26,10 @@ def default_min_lr(lr: float) -> float:
 def run_config(specs: Specs, values: Mapping[str, Any], needs_teacher: bool) -> dict[str, Any]:
     """All that determines a training run, JSON-ready. values: resolved notebook parameters; a schedule name
     the notebook leaves out counts with the vocabulary's default. A method without teacher has None there: any
-    teacher is the same run.
+    teacher is the same run. Several teachers stand, in order, under `teachers` in place of `teacher`.
 
     Raises TalasError when a local model or corpus is not there.
     """
-    assert specs.teacher is not None
     assert specs.student is not None
     assert specs.corpus is not None
     assert specs.method is not None
@@ -38,14 +37,14 @@ def run_config(specs: Specs, values: Mapping[str, Any], needs_teacher: bool) -> 
     schedule = {name: values.get(name, VOCABULARY[name].default) for name in _SCHEDULE}
     if schedule["min_lr"] is None:
         schedule["min_lr"] = default_min_lr(schedule["lr"])
-    teacher = None
-    if needs_teacher:
-        reading = specs.teacher.model_dump(mode="json", include=_TEACHER_READING)
-        teacher = {"model": model_identity(specs.teacher), **reading}
+    teachers = [
+        {"model": model_identity(spec), **spec.model_dump(mode="json", include=_TEACHER_READING)}
+        for spec in (specs.teachers if needs_teacher else ())
+    ]
     student = specs.student.model_dump(mode="json", include={"layers", "pooling", "max_length"})
     return {
         "recipe_version": RECIPE_VERSION,
-        "teacher": teacher,
+        **({"teachers": teachers} if len(teachers) > 1 else {"teacher": teachers[0] if teachers else None}),
         "student": {"model": model_identity(specs.student), **student},
         "corpus": {
             **corpus_identity(specs.corpus),
