@@ -1,44 +1,42 @@
 """Teacher embeddings on disk: computed once, named by everything that changes them, read through memory maps.
 
 A cache is a folder `<root>/teacher-<key>`. Its shards are written one by one, each atomically and with its sha256, and
-`meta.json` comes last: a folder without it is unfinished, and building again goes on at the first missing shard.
+`meta.json` comes last: a folder without it is unfinished, and building again goes on at the first missing shard. Beside the
+texts themselves, building and reading take a shard's worth of memory and some 16 bytes a text.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from talas_lib.cache_files import (
+    check_file,
+    content_key,
+    distinct_texts,
+    file_sha256,
+    load_array,
+    save_array,
+    texts_sha256,
+)
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_bytes, atomic_write_json
+from talas_lib.files import atomic_write_json
 
 FORMAT = 1
+OPEN_SHARDS = 128  # mapped at a time: each holds a file open, and a system allows about a thousand
 Embed = Callable[[Sequence[str]], np.ndarray]
-
-
-def texts_sha256(texts: Sequence[str]) -> str:
-    """Hash of a list of texts and their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        raw = text.encode("utf-8")
-        digest.update(len(raw).to_bytes(8, "little"))
-        digest.update(raw)
-    return digest.hexdigest()
 
 
 def cache_key(identity: Mapping[str, Any], texts: Sequence[str]) -> str:
     """16 hex digits from the teacher's identity (weights, tokenizer, pooling, prompt, ...) and the texts."""
-    content = {"format": FORMAT, "teacher": dict(identity), "texts": texts_sha256(texts)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return content_key({"format": FORMAT, "teacher": dict(identity), "texts": texts_sha256(texts)})
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class TeacherCache:
 
     folder: Path
     meta: Mapping[str, Any]
-    _shards: tuple[np.ndarray, ...]
     _place: np.ndarray  # corpus row -> row among the distinct texts
+    _maps: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # shards read last
 
     @classmethod
     def open(cls, folder: Path) -> TeacherCache:
@@ -57,16 +55,9 @@ class TeacherCache:
         if not meta_file.is_file():
             raise TalasError(f"{folder} holds no finished teacher cache; notebooks/02_cache_teacher.ipynb builds it")
         meta = json.loads(meta_file.read_text())
-        shards = []
         for shard in meta["shards"]:
-            file = folder / shard["file"]
-            if not file.is_file() or _sha256(file) != shard["sha256"]:
-                raise TalasError(f"teacher cache shard {file} is damaged or missing; delete {folder} and cache again")
-            shards.append(np.load(file, mmap_mode="r"))
-        place = folder / "place.npy"
-        if _sha256(place) != meta["place_sha256"]:
-            raise TalasError(f"teacher cache index {place} is damaged; delete {folder} and cache again")
-        return cls(folder, meta, tuple(shards), np.load(place, mmap_mode="r"))
+            check_file(folder / shard["file"], shard["sha256"], "teacher cache shard")
+        return cls(folder, meta, load_array(folder / "place.npy", meta["place_sha256"], "teacher cache index"))
 
     def __len__(self) -> int:
         return len(self._place)
@@ -87,8 +78,16 @@ class TeacherCache:
         out = np.empty((len(place), self.dim), dtype=np.float32)
         for number in np.unique(place // size):
             here = np.flatnonzero(place // size == number)
-            out[here] = self._shards[number][place[here] - number * size]
+            out[here] = self._shard(int(number))[place[here] - number * size]
         return out
+
+    def _shard(self, number: int) -> np.ndarray:
+        """A shard's vectors, mapped; at most OPEN_SHARDS stay so."""
+        if number not in self._maps:
+            if len(self._maps) >= OPEN_SHARDS:
+                self._maps.pop(next(iter(self._maps)))
+            self._maps[number] = np.load(self.folder / self.meta["shards"][number]["file"], mmap_mode="r")
+        return self._maps[number]
 
 
 def build(
@@ -115,15 +114,13 @@ def build(
             except TalasError:
                 (folder / "meta.json").unlink()  # damaged: the good shards stay, the others are made again
         folder.mkdir(exist_ok=True)
-        distinct = sorted(dict.fromkeys(texts), key=lambda t: (len(t), t))
-        shards = [distinct[i : i + shard_size] for i in range(0, len(distinct), shard_size)]
+        distinct, place = distinct_texts(texts)
         records = []
-        for number, shard in enumerate(shards):
+        for number, start in enumerate(range(0, len(distinct), shard_size)):
+            shard = distinct[start : start + shard_size]
             records.append(_shard(folder, number, shard, embed))
             if progress is not None:
-                progress(min((number + 1) * shard_size, len(distinct)), len(distinct))
-        where = {t: i for i, t in enumerate(distinct)}
-        _save(folder / "place.npy", np.array([where[t] for t in texts], dtype=np.int64))
+                progress(start + len(shard), len(distinct))
         meta = {
             "format": FORMAT,
             "teacher": dict(identity),
@@ -133,7 +130,7 @@ def build(
             "dim": records[0]["dim"] if records else 0,
             "shard_size": shard_size,
             "shards": records,
-            "place_sha256": _sha256(folder / "place.npy"),
+            "place_sha256": save_array(folder / "place.npy", place),
             "seconds": sum(r["seconds"] for r in records),
         }
         atomic_write_json(folder / "meta.json", meta)
@@ -145,7 +142,7 @@ def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dic
     file, record_file = folder / f"shard-{number:05d}.npy", folder / f"shard-{number:05d}.json"
     if file.is_file() and record_file.is_file():
         record: dict[str, Any] = json.loads(record_file.read_text())
-        if record["sha256"] == _sha256(file):
+        if record["sha256"] == file_sha256(file):
             return record
     began = time.perf_counter()
     vectors = np.asarray(embed(texts), dtype=np.float32)
@@ -154,19 +151,8 @@ def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dic
         raise TalasError(
             f"the teacher gives no usable vector (NaN, infinite or zero) for {texts[int(np.argmax(bad))]!r}; remove it"
         )
-    _save(file, vectors)
-    record = {"file": file.name, "sha256": _sha256(file), "rows": len(texts), "dim": vectors.shape[1]}
+    sha256 = save_array(file, vectors)
+    record = {"file": file.name, "sha256": sha256, "rows": len(texts), "dim": vectors.shape[1]}
     record["seconds"] = time.perf_counter() - began
     atomic_write_json(record_file, record)
     return record
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array)
-    atomic_write_bytes(file, content.getvalue())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

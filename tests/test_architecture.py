@@ -17,10 +17,12 @@ MAX_LINES = 400
 
 # A module imports from its own row and the rows above it. What is not named here is an edge and may import anything.
 ROWS = (
-    "pooling losses sharpness_aware curvature hessian packed",
-    "files encoders model_folders tiny tiny_texts texts teacher_cache corpora tasks assets asset_registry checkpoints",
+    "pooling losses reduction relation_losses token_losses experts alignment sharpness_aware curvature hessian packed"
+    " metrics probes uncertainty collapse",
+    "files cache_files blocks encoders tokenization static_encoder model_folders tiny tiny_texts texts"
+    " item_results signal_files teacher_cache alignment_cache corpora tasks assets asset_registry checkpoints",
     "methods",
-    "schedule training_data stepper train evaluate sharpness",
+    "token_cache schedule training_data stepper train evaluate efficiency sharpness",
 )
 EDGE = len(ROWS)
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
