@@ -48,6 +48,11 @@ def method_class(name: str) -> type[Method]:
     return module(name).METHOD
 
 
+def builds_student(name: str) -> bool:
+    """Whether the method computes its student instead of training it: then there is no loss to log or to analyse."""
+    return method_class(name).builds_student
+
+
 def needs(name: str, config: BaseModel) -> Needs:
     """What the method reads under this Config: teachers, token states, alignment. Raises TalasError for an unknown name."""
     return method_class(name).needs(config)
