@@ -5,12 +5,18 @@
 import json
 from pathlib import Path
 
-from talas_lib import params, paths, records
+from talas_lib import methods, params, paths, records
 
 PRESET = config.get("preset", "quickstart")
 VALUES = params.load_preset(PRESET)
-GRID = {params.resolve("03_train", v).run_id: v for v in params.expand_grid(VALUES)}
-CACHES = {str(records.cache_file(params.resolve("02_cache_teacher", v))): v for v in GRID.values()}
+CELLS = [(params.resolve("03_train", v), v) for v in params.expand_grid(VALUES)]
+GRID = {p.run_id: v for p, v in CELLS}
+LOSSES = [p.run_id for p, _ in CELLS if not methods.builds_student(p.method)]  # runs with a loss, so with a Hessian
+MEASURED = [r for r in LOSSES if GRID[r].get("sharpness_batches") != 0]  # a preset may leave the Hessian out
+# what a run waits for: its teachers' vectors and, where its method reads them, token states; runs with equal wants share it
+READERS = [p.run_id for p, _ in CELLS if p.needs_teacher and p.run_id in LOSSES]
+WANTS = {run_id: str(records.cache_file(params.resolve("02_cache_teacher", GRID[run_id]))) for run_id in READERS}
+CACHES = {WANTS[run_id]: GRID[run_id] for run_id in READERS}
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
 REPORT = paths.outputs() / VALUES.get("report", PRESET) / "summary.json"
 OUT = paths.outputs()
@@ -58,7 +64,7 @@ for number, (record, values) in enumerate(CACHES.items()):
             values=given("02_cache_teacher", values),
         threads: workflow.cores
         shell:
-            papermill("02_cache_teacher", f"{PRESET}-{values['teacher'] if 'teacher' in values else 'teacher'}")
+            papermill("02_cache_teacher", f"{PRESET}-{Path(record).stem}")
 
 
 for run_id, values in GRID.items():
@@ -67,7 +73,7 @@ for run_id, values in GRID.items():
         name:
             f"train_{run_id}"
         input:
-            ancient(str(records.cache_file(params.resolve("02_cache_teacher", values)))),
+            ancient(WANTS.get(run_id, DATA)),
         output:
             str(records.run_file(run_id, "train")),
         params:
@@ -105,7 +111,8 @@ for run_id, values in GRID.items():
 
 rule compare:
     input:
-        [str(records.run_file(r, stage)) for r in GRID for stage in ("evaluate", "sharpness")],
+        [str(records.run_file(r, "evaluate")) for r in GRID],
+        [str(records.run_file(r, "sharpness")) for r in MEASURED],
     output:
         str(REPORT),
     params:

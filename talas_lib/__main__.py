@@ -75,7 +75,7 @@ def _fetch(values: dict[str, Any]) -> float:
     for cell in params.expand_grid(values):
         p = params.resolve("03_train", cell)
         sources.prefetch(
-            [p.teacher_spec, p.student_spec], p.corpus_spec, params.load_tasks(values.get("tasks", "mini"))
+            [*p.teacher_specs, p.student_spec], p.corpus_spec, params.load_tasks(values.get("tasks", "mini"))
         )
     return time.monotonic() - began
 

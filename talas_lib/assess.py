@@ -1,144 +1,116 @@
-"""What notebooks 04 and 05 do: score a run on its tasks and measure its sharpness, next to reference models.
-
-References (teacher, untrained student) depend on no run; their results are kept under `outputs/cache` by content and shared.
-"""
+"""What notebooks 04 and 05 do: score a run on its tasks and measure its sharpness, next to reference models."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from talas_lib import export, paths, runs, sources, stages
+from talas_lib import collapse, efficiency, export, item_results, methods, runs, scoring, sources, stages
 from talas_lib.encoders import Encoder
-from talas_lib.evaluate import SuiteScores, evaluate_suite
+from talas_lib.errors import TalasError
 from talas_lib.methods.base import Objective
 from talas_lib.sharpness import SharpnessResult, measure_sharpness
+from talas_lib.texts import comparison_key
 
 if TYPE_CHECKING:
     from talas_lib.params import ResolvedParams, TaskSuiteSpec
-    from talas_lib.tasks import Task
 
-REFERENCES = ("teacher", "untrained_cls", "untrained_mean")
-
-
-def scores_record(scores: SuiteScores, seconds: float) -> dict[str, Any]:
-    """A JSON-ready record of a suite's scores, 0 to 100."""
-    tasks = {
-        s.task: {
-            "kind": s.kind,
-            "in_average": s.in_average,
-            "metric": s.metric,
-            "score": s.score,
-            "n": s.n,
-            "details": dict(s.details),
-            "seconds": s.seconds,
-        }
-        for s in scores.scores
-    }
-    return {**scores.averages(), "tasks": tasks, "texts": scores.texts, "seconds": seconds}
+Progress = Callable[[int, int], None]
+BESIDE = ("extra",)  # protocols whose suites stand beside the run's main evaluation and do not replace it
 
 
-def score_encoder(
-    encoder: Encoder,
-    tasks: tuple[Task, ...],
-    protocol: str,
+def stage_of(suite: TaskSuiteSpec) -> str:
+    """The name of a suite's record: `evaluate`, or `evaluate-<suite>` for one that stands beside the main ones."""
+    return f"evaluate-{suite.name.replace('.', '-')}" if suite.protocol in BESIDE else "evaluate"
+
+
+def items_file(run: runs.Run, suite: str) -> Path:
+    """Where a run's results by test item lie (see item_results)."""
+    return run.folder / "items" / f"{suite}.npz"
+
+
+def evaluate_run(
+    run: runs.Run,
+    suite: TaskSuiteSpec,
     *,
-    pooling: str | None = None,
+    device: str = "cpu",
     precision: str = "fp32",
-    training_texts: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores of one encoder on the tasks, from fp32 vectors that are not normalised.
+    """Score a finished run on a suite, with the references; recorded (see stage_of), and not repeated.
 
-    training_texts: pair and similarity tasks are then also scored without the pairs that share a sentence with them.
+    precision: fp32 or bf16 of encoding, for the run and the references. progress: told the texts encoded so far and in all,
+    over the four models; what is kept counts as encoded. The record holds scores, geometry with `collapse` (a message or
+    None), efficiency, and the same of each reference; what each test item came to goes to `items_file`.
     """
-    began = time.perf_counter()
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return encoder.encode(texts, normalize=False, pooling=pooling, precision=precision)
-
-    scores = evaluate_suite(encode, tasks, protocol=protocol, training_texts=training_texts)
-    return scores_record(scores, time.perf_counter() - began)
-
-
-def reference_scores(
-    p: ResolvedParams, tasks: tuple[Task, ...], protocol: str, device: str = "cpu"
-) -> dict[str, dict[str, Any]]:
-    """Scores of the teacher and of the untrained student with CLS and with mean pooling; computed once and kept."""
-    found = {}
-    for name in REFERENCES:
-        if name == "teacher":
-            identity = sources.teacher_identity(p.teacher_spec)
-        else:
-            identity = _student_identity(p) | {"pooling": name.removeprefix("untrained_")}
-        content = {"reference": identity, "tasks": [task.sha256 for task in tasks]}
-        found[name] = _kept("scores", content, partial(_score_reference, p, name, tasks, protocol, device))
-    return found
-
-
-def _score_reference(
-    p: ResolvedParams, name: str, tasks: tuple[Task, ...], protocol: str, device: str
-) -> dict[str, Any]:
-    if name == "teacher":
-        return score_encoder(sources.load_teacher(p.teacher_spec, device=device), tasks, protocol)
-    student = sources.load_student(p.student_spec, device=device)
-    return score_encoder(student, tasks, protocol, pooling=name.removeprefix("untrained_"))
-
-
-def _student_identity(p: ResolvedParams) -> dict[str, Any]:
-    from talas_lib.model_folders import folder_fingerprint
-
-    folder = sources.model_folder(p.student_spec)
-    layers = None if p.student_spec.layers is None else list(p.student_spec.layers)
-    return {**folder_fingerprint(folder), "layers": layers, "max_length": p.student_spec.max_length}
-
-
-def evaluate_run(run: runs.Run, suite: TaskSuiteSpec, *, device: str = "cpu") -> dict[str, Any]:
-    """Score a finished run on a suite, with the references; recorded as `evaluate`, and not repeated."""
-    tasks = sources.load_tasks(suite)
-    asked = {"name": suite.name, "protocol": suite.protocol, "sha256": [task.sha256 for task in tasks]}
-    record = run.read_record("evaluate")
-    if record is not None and record["suite"] == asked:
+    what = scoring.Evaluation.of(suite, precision=precision, device=device)
+    record = run.read_record(stage_of(suite))
+    if record is not None and record.get("suite") == what.identity and _has_items(run, what):
         return record
     student = stages.load_run_student(run).to(device)
-    own = score_encoder(student, tasks, suite.protocol, training_texts=stages.load_corpus(run.params).texts)
-    record = {"suite": asked, **own, "references": reference_scores(run.params, tasks, suite.protocol, device)}
-    run.write_record("evaluate", record)
-    _refresh_card(run, run.params, record)
+    training = stages.load_corpus(run.params).texts
+    size = len(what.texts)
+    total = size * (1 + len(scoring.REFERENCES))
+    own = scoring.score_encoder(student, what, training_texts=training, progress=scoring.part(progress, 0, total))
+    cost = scoring.measured(student, what)
+    seen = {comparison_key(text) for text in training}
+    references = scoring.reference_scores(run.params, what, seen=seen, progress=scoring.part(progress, size, total))
+    item_results.save(items_file(run, what.suite), what.identity, own.items)
+    record = {
+        "suite": what.identity,
+        **own.record,
+        "collapse": _collapse(run, own.record["geometry"], references),
+        "efficiency": efficiency.with_score(cost, own.record["avg"]),
+        "references": references,
+    }
+    run.write_record(stage_of(suite), record)
+    _refresh_card(run)
     return record
 
 
-def _refresh_card(run: runs.Run, p: ResolvedParams, record: Mapping[str, Any]) -> None:
-    """The model card again, now with scores."""
-    references = record["references"]
-    better = max(("untrained_cls", "untrained_mean"), key=lambda n: references[n]["avg"])
-    scores = {
-        task: {
-            "metric": row["metric"],
-            "student": row["score"],
-            "teacher": references["teacher"]["tasks"][task]["score"],
-            "untrained": references[better]["tasks"][task]["score"],
-        }
-        for task, row in record["tasks"].items()
-    }
-    trained = run.read_record("train") or {}
-    card = export.model_card(
-        name=run.id,
-        teacher=p.teacher,
-        student=p.student,
-        method=f"{p.method} with {p.optimizer}",
-        corpus=p.corpus,
-        pooling=trained["pooling"],
-        scores=scores,
+def _has_items(run: runs.Run, what: scoring.Evaluation) -> bool:
+    try:
+        item_results.load(items_file(run, what.suite), what.identity)
+    except TalasError:
+        return False
+    return True
+
+
+def _collapse(run: runs.Run, geometry: Mapping[str, float], references: Mapping[str, Any]) -> str | None:
+    """What is wrong with the geometry of the finished student, beside the untrained one with the same pooling."""
+    untrained = references.get(f"untrained_{(run.read_record('train') or {})['pooling']}")
+    rows = run.read_metrics()
+    terms = [name.removeprefix("loss_") for name in (rows[0] if rows else {}) if name.startswith("loss_")]
+    return collapse.check(
+        geometry,
+        start=None if untrained is None else untrained["geometry"],
+        done=1.0,
+        circumstances=collapse.Circumstances.of(run.params, terms),
     )
-    runs.atomic_write_text(run.folder / "model" / "README.md", card)
+
+
+def _refresh_card(run: runs.Run) -> None:
+    """The model card again, with the scores of every suite the run was evaluated on."""
+    scores: dict[str, dict[str, Any]] = {}
+    for stage in run.stages:
+        if stage != "evaluate" and not stage.startswith("evaluate-"):
+            continue
+        record = run.read_record(stage) or {}
+        references = record["references"]
+        better = max(("untrained_cls", "untrained_mean"), key=lambda n: references[n]["avg"])
+        for task, row in record["tasks"].items():
+            scores[task] = {
+                "metric": row["metric"],
+                "student": row["score"],
+                "teacher": references["teacher"]["tasks"][task]["score"],
+                "untrained": references[better]["tasks"][task]["score"],
+            }
+    stages.write_card(run, run.read_record("train") or {}, scores=scores)
 
 
 # ---- sharpness
@@ -165,11 +137,12 @@ def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     corpus = stages.load_corpus(p)
-    cache = stages.cache_teacher(p, corpus) if p.needs_teacher else None
+    caches = stages.open_caches(p, corpus)
     rows = fixed_rows(len(corpus.texts), settings.sharpness_batches, settings.sharpness_batch_size, settings.seed)
-    data, used = stages.training_data(student, corpus, cache).renumbered(rows.ravel())
-    objective = Objective(student, method, precision="fp32")
-    method.heads.to(student.device)
+    data, used = stages.training_data(p, student, corpus, caches).renumbered(rows.ravel())
+    objective = Objective(student, method, needs=p.needs, precision="fp32")
+    method.heads.to(student.device).eval()
+    method.enter(len(method.stages) - 1)  # the objective that training ended with
     student.eval()
     student.compact_vocabulary(used.to(student.device))
     batches = [data.batch(r, student.device) for r in rows]
@@ -181,7 +154,7 @@ def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings
         with sdpa_kernel(SDPBackend.MATH):
             return measure_sharpness(
                 [loss_on(b) for b in batches],
-                list(student.parameters()),
+                list(student.model.parameters()),
                 seed=settings.seed,
                 tol=settings.sharpness_tol,
                 max_iter=settings.sharpness_max_iter,
@@ -218,6 +191,11 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams) -> dict[str, Any]:
     record = run.read_record("sharpness")
     if record is not None and record["settings"] == asked:
         return record
+    if methods.builds_student(p.method):
+        raise TalasError(
+            f"run {run.id} has no loss and so no Hessian: method {p.method} computes its student without training."
+            " Measure the run of another method"
+        )
     began = time.perf_counter()
     device = sources.pick_device(settings.device)
     student = stages.load_run_student(run).to(device)
@@ -250,7 +228,7 @@ def _untrained_sharpness(
     """The untrained student under the run's objective with freshly drawn heads, kept for all runs that share it."""
     content = {
         "sharpness": asked,
-        "student": _student_identity(p),
+        "student": scoring.student_identity(p),
         "pooling": (run.read_record("train") or {})["pooling"],
         "method": [p.method, p.method_config.model_dump(), p.seed],
         "data": [(run.read_record("train") or {})[key] for key in ("corpus_sha256", "cache_key")],
@@ -261,17 +239,8 @@ def _untrained_sharpness(
         began = time.perf_counter()
         student = sources.load_student(p.student_spec, device=sources.pick_device(settings.device))
         fresh = stages.build_method(p, student=student, teacher_dims=_teacher_dims(run))
+        corpus = stages.load_corpus(p)
+        stages.prepare(p, fresh, student, corpus, stages.open_caches(p, corpus))
         return sharpness_record(student_sharpness(student, fresh, p, settings), time.perf_counter() - began)
 
-    return _kept("sharpness", content, compute)
-
-
-def _kept(kind: str, content: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A result under `outputs/cache`, named by what determines it."""
-    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    file: Path = paths.cache_dir() / f"{kind}-{key}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    result = compute()
-    runs.atomic_write_json(file, result)
-    return result
+    return scoring.kept("sharpness", content, compute)

@@ -5,92 +5,115 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from talas_lib import params, paths, runs
-from talas_lib.errors import TalasError
+from talas_lib import paths, runs
+from talas_lib.comparison import REFERENCE_LABELS, Comparison, collect
+from talas_lib.uncertainty import mean_and_sd
 
-REFERENCE_LABELS = {
-    "teacher": "teacher",
-    "untrained_cls": "untrained student, CLS pooling",
-    "untrained_mean": "untrained student, mean pooling",
+__all__ = [
+    "REFERENCE_LABELS",
+    "Comparison",
+    "alarms",
+    "best_run",
+    "collect",
+    "curves_table",
+    "display_path",
+    "efficiency_table",
+    "scores_table",
+    "sharpness_table",
+    "summary",
+    "unseen_table",
+    "verdict",
+    "versions",
+    "write_report",
+]
+_MILLIONS = {"M parameters": "parameters", "M without embeddings": "parameters_without_embeddings"}
+_COSTS = {
+    "ms a sentence": "ms_per_sentence",
+    "threads": "threads",
+    "device": "device",
+    "precision": "precision",
+    "avg / M parameters": "score_per_million_parameters",
+    "avg / ms": "score_per_ms",
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs of one suite, with the parameters that determine them."""
-
-    members: tuple[runs.Run, ...]
-    resolved: tuple[Any, ...]
-
-    @property
-    def references(self) -> dict[str, Any]:
-        """Scores of the teacher and of the untrained student; the same for every run."""
-        record = self.record(self.members[0], "evaluate")
-        return dict(record["references"])
-
-    def record(self, run: runs.Run, stage: str) -> dict[str, Any]:
-        """A stage's record of a run; TalasError with the notebook to run when it is missing."""
-        record = run.read_record(stage)
-        if record is None:
-            notebook = {"train": "03_train", "evaluate": "04_evaluate", "sharpness": "05_sharpness"}[stage]
-            raise TalasError(
-                f"run {run.id} has no {stage} record; execute notebooks/{notebook}.ipynb with -p run {run.id}"
-            )
-        return record
-
-    def label(self, index: int) -> str:
-        """Method + optimizer, with whatever else differs between the runs."""
-        p = self.resolved[index]
-        parts = [f"{p.method} + {p.optimizer}"]
-        for name in ("student", "teacher", "pooling", "lr", "epochs", "seed"):
-            if len({str(getattr(q, name)) for q in self.resolved}) > 1:
-                parts.append(f"{name} {getattr(p, name)}")
-        if len({q.rho for q in self.resolved if q.optimizer == p.optimizer}) > 1:
-            parts.append(f"rho {p.rho}")
-        return ", ".join(parts)
-
-
-def collect(p: Any) -> Comparison:
-    """The runs that the parameters and their grid name. TalasError lists those that are missing or of another recipe."""
-    resolved = tuple(params.resolve("03_train", values) for values in params.expand_grid(p.given_values()))
-    found = tuple(runs.open_run(q, create=False) for q in resolved)
-    missing = [run.id for run in found if run.read_record("train") is None]
-    if missing:
-        raise TalasError(
-            f"not trained yet: {', '.join(missing)}. Execute notebooks/03_train.ipynb with the same parameters"
-        )
-    return Comparison(found, resolved)
+_SHARPNESS_COLUMNS = ("model", "quantity", "estimator", "value", "residual", "iterations", "converged", "batch")
 
 
 def scores_table(c: Comparison) -> pd.DataFrame:
     """One row a model, one column a task and `avg`; 0 to 100."""
-    rows = {}
-    for name, label in REFERENCE_LABELS.items():
-        rows[label] = _score_row(c.references[name])
-    for i, run in enumerate(c.members):
-        rows[c.label(i)] = _score_row(c.record(run, "evaluate"))
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict({label: _score_row(record) for label, record in _models(c).items()}, orient="index")
+
+
+def _models(c: Comparison) -> dict[str, dict[str, Any]]:
+    """Evaluate records by label: references, then runs."""
+    return {**c.reference_rows(), **{c.label(i): c.evaluation(i) for i in range(len(c.members))}}
 
 
 def _score_row(record: Mapping[str, Any]) -> dict[str, float]:
     return {task: row["score"] for task, row in record["tasks"].items()} | {"avg": record["avg"]}
 
 
+def unseen_table(c: Comparison) -> pd.DataFrame:
+    """Scores without the pairs that share a sentence with the training corpus: one row a model, a column for each such task
+    and `avg`, in which the other tasks keep their score. Empty where the corpus shares no sentence with a task.
+    """
+    rows = {}
+    for label, record in _models(c).items():
+        tasks = record["tasks"]
+        unseen = {task: _unseen(row) for task, row in tasks.items()}
+        if all(value is None for value in unseen.values()):
+            return pd.DataFrame()
+        scores = {task: row["score"] if unseen[task] is None else unseen[task] for task, row in tasks.items()}
+        rows[label] = {f"{task}, unseen": value for task, value in unseen.items() if value is not None}
+        rows[label]["avg"] = float(np.mean([scores[task] for task, row in tasks.items() if row["in_average"]]))
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _unseen(row: Mapping[str, Any]) -> float | None:
+    """The decontaminated score of a task of which some but not all pairs are left."""
+    left = row["details"].get("unseen_n")
+    return row["details"].get("unseen_score") if left is not None and left < row["n"] else None
+
+
+def efficiency_table(c: Comparison) -> pd.DataFrame:
+    """What each model costs and what the average score is worth: one row a model.
+
+    Parameters in millions (all; without the table of token vectors), wall milliseconds a sentence with the threads, device and
+    precision they were measured with, and the average for each million parameters and for each millisecond.
+    """
+    return pd.DataFrame.from_dict({label: _cost_row(r) for label, r in _models(c).items()}, orient="index")
+
+
+def _cost_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    cost = record.get("efficiency") or {}
+    millions = {name: cost[key] / 1e6 if key in cost else None for name, key in _MILLIONS.items()}
+    rest = {name: cost.get(key) for name, key in _COSTS.items()}
+    return {"avg": record["avg"], **millions, **rest}
+
+
+def alarms(c: Comparison) -> dict[str, str]:
+    """What `collapse` has to say of the runs, by label: during training, and of the finished student's vectors."""
+    found = {}
+    for i, run in enumerate(c.members):
+        during, after = (record.get("collapse") for record in (c.record(run, "train"), c.evaluation(i)))
+        text = "; ".join(filter(None, (during and f"in training, {during}", after and f"after training, {after}")))
+        if text:
+            found[c.label(i)] = text
+    return found
+
+
 def sharpness_table(c: Comparison) -> pd.DataFrame:
-    """One row a model and estimate: value, residual, iterations, converged."""
-    rows = []
-    first = c.record(c.members[0], "sharpness")
-    for label, record in [("untrained student", first["untrained"])] + [
-        (c.label(i), c.record(run, "sharpness")) for i, run in enumerate(c.members)
-    ]:
-        rows += [{"model": label, **row} for row in record["rows"]]
-    return pd.DataFrame(rows)
+    """One row a model and estimate: value, residual, iterations, converged. A student that no loss has made is left out."""
+    records = [(c.label(i), c.record(run, "sharpness")) for i, run in enumerate(c.members) if c.trained(i)]
+    if not records:
+        return pd.DataFrame(columns=_SHARPNESS_COLUMNS)
+    records.insert(0, ("untrained student", records[0][1]["untrained"]))
+    return pd.DataFrame([{"model": label, **row} for label, record in records for row in record["rows"]])
 
 
 def curves_table(c: Comparison) -> pd.DataFrame:
@@ -101,42 +124,56 @@ def curves_table(c: Comparison) -> pd.DataFrame:
 
 def verdict(c: Comparison) -> str:
     """What the numbers show and what they do not, in a few sentences built from the numbers alone."""
-    references = c.references
-    better = max(("untrained_cls", "untrained_mean"), key=lambda name: references[name]["avg"])
-    base = references[better]
-    parts = [f"The teacher averages {references['teacher']['avg']:.1f}"]
-    for i, run in enumerate(c.members):
-        own = c.record(run, "evaluate")
-        wins = sum(row["score"] > base["tasks"][task]["score"] for task, row in own["tasks"].items())
-        parts.append(
-            f"{c.label(i)} {own['avg']:.1f}, {own['avg'] - base['avg']:+.1f} against the {REFERENCE_LABELS[better]}"
-            f" (better on {wins} of {len(own['tasks'])} tasks)"
-        )
+    teachers = {label: row["avg"] for label, row in c.reference_rows().items() if label.startswith("teacher")}
+    if len(teachers) == 1:
+        parts = [f"The teacher averages {next(iter(teachers.values())):.1f}"]
+    else:
+        parts = [", ".join(f"{label} averages {avg:.1f}" for label, avg in teachers.items())]
+    parts += [_standing(c, label, indices) for label, indices in c.groups().items()]
     text = "; ".join(parts) + "."
     if len(c.members) > 1:
         text += " " + _apart(c)
     return text
 
 
+def _standing(c: Comparison, label: str, indices: Sequence[int]) -> str:
+    """A group's average and its gain over the better untrained student, over its seeds."""
+    records = [c.evaluation(i) for i in indices]
+    references = records[0]["references"]
+    better = max(("untrained_cls", "untrained_mean"), key=lambda name: references[name]["avg"])
+    base = references[better]
+    mean, sd = mean_and_sd([record["avg"] for record in records])
+    task_means = {task: mean_and_sd([r["tasks"][task]["score"] for r in records])[0] for task in records[0]["tasks"]}
+    wins = sum(score > base["tasks"][task]["score"] for task, score in task_means.items())
+    seeds = f" (sd {sd:.2f} over {len(records)} seeds)" if len(records) > 1 else ""
+    return (
+        f"{label} {mean:.1f}{seeds}, {mean - base['avg']:+.1f} against the {REFERENCE_LABELS[better]}"
+        f" (better on {wins} of {len(task_means)} tasks)"
+    )
+
+
 def _apart(c: Comparison) -> str:
     """How far the runs lie apart, and how far that goes."""
-    averages = [c.record(run, "evaluate")["avg"] for run in c.members]
+    from talas_lib import spread
+
+    averages = [c.evaluation(i)["avg"] for i in range(len(c.members))]
     text = f"The trained students lie {max(averages) - min(averages):.2f} points apart"
-    sharp = {c.label(i): run.read_record("sharpness") for i, run in enumerate(c.members)}
-    if all(sharp.values()):
+    sharp = {c.label(i): run.read_record("sharpness") for i, run in enumerate(c.members) if c.trained(i)}
+    if sharp and all(sharp.values()):
         values = ", ".join(f"{record['lambda_max']:.3g} ({label})" for label, record in sharp.items() if record)
         text += f"; their largest Hessian eigenvalues are {values}"
-    seeds = {p.seed for p in c.resolved}
-    if len(seeds) == 1:
+    if len({p.seed for p in c.resolved}) == 1:
         return (
             text
             + ". With one seed, a difference of this size may be chance: it does not say which optimizer is better."
         )
-    return text + f", over {len(seeds)} seeds."
+    return f"{text}. {spread.in_words(c)}".rstrip()
 
 
 def summary(c: Comparison, *, name: str) -> dict[str, Any]:
     """The machine-readable result of a comparison (`outputs/<report>/summary.json`)."""
+    from talas_lib import spread
+
     references = c.references
     return {
         "report": name,
@@ -145,6 +182,7 @@ def summary(c: Comparison, *, name: str) -> dict[str, Any]:
         "base_mean_avg": references["untrained_mean"]["avg"],
         "references": {k: {t: r["score"] for t, r in v["tasks"].items()} for k, v in references.items()},
         "runs": [_run_summary(c, i) for i in range(len(c.members))],
+        "groups": spread.group_rows(c),
         "verdict": verdict(c),
         "versions": versions(),
     }
@@ -152,7 +190,7 @@ def summary(c: Comparison, *, name: str) -> dict[str, Any]:
 
 def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
     run, p = c.members[index], c.resolved[index]
-    trained, scored = c.record(run, "train"), c.record(run, "evaluate")
+    trained, scored = c.record(run, "train"), c.evaluation(index)
     sharp = run.read_record("sharpness") or {}
     return {
         "run": run.id,
@@ -161,6 +199,9 @@ def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
         "seed": p.seed,
         "avg": scored["avg"],
         "tasks": {task: row["score"] for task, row in scored["tasks"].items()},
+        "unseen": {task: score for task, row in scored["tasks"].items() if (score := _unseen(row)) is not None},
+        "efficiency": scored.get("efficiency"),
+        "collapse": {"train": trained.get("collapse"), "evaluate": scored.get("collapse")},
         "lambda_max": sharp.get("lambda_max"),
         "lambda_max_residual": sharp.get("lambda_max_residual"),
         "seconds": {
@@ -175,7 +216,7 @@ def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
 
 def best_run(c: Comparison) -> runs.Run:
     """The run with the highest average."""
-    return max(c.members, key=lambda run: c.record(run, "evaluate")["avg"])
+    return c.members[max(range(len(c.members)), key=lambda i: c.evaluation(i)["avg"])]
 
 
 def display_path(path: Path) -> str:
@@ -198,13 +239,21 @@ def versions(
 
 
 def write_report(c: Comparison, *, name: str) -> Path:
-    """`outputs/<name>/`: summary.json, scores.csv, sharpness.csv and the figures as PNG. Returns the folder."""
-    from talas_lib import plots
+    """`outputs/<name>/`: summary.json, tables (scores, unseen, efficiency, seeds, sharpness) as CSV, figures as PNG.
+
+    The table of unseen pairs is left out where the corpus shares no sentence with the tasks. Returns the folder.
+    """
+    from talas_lib import plots, spread
 
     folder = paths.outputs() / name
     folder.mkdir(parents=True, exist_ok=True)
     scores, sharp = scores_table(c), sharpness_table(c)
-    runs.atomic_write_text(folder / "scores.csv", scores.to_csv(float_format="%.4f", index_label="model"))
+    tables = {"scores": scores, "unseen": unseen_table(c), "efficiency": efficiency_table(c)}
+    for table_name, table in tables.items():
+        if not table.empty:
+            text = table.to_csv(float_format="%.4f", index_label="model")
+            runs.atomic_write_text(folder / f"{table_name}.csv", text)
+    runs.atomic_write_text(folder / "seeds.csv", spread.seeds_table(c).to_csv(index_label="group"))
     runs.atomic_write_text(folder / "sharpness.csv", sharp.to_csv(index=False))
     for figure_name, figure in (
         ("scores", plots.scores(scores)),

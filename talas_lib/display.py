@@ -198,10 +198,13 @@ def search(
 
 
 def snippet(model_dir: str) -> str:
-    """Three lines that load a student and rank sentences with it."""
+    """Three lines that load a student and rank sentences with it; a relative folder counts from the project's."""
+    from talas_lib import model_folders, paths
+
+    trust = ", trust_remote_code=True" if model_folders.needs_talas(paths.root() / model_dir) else ""
     return "\n".join(
         (
-            f'from sentence_transformers import SentenceTransformer; model = SentenceTransformer("{model_dir}")',
+            f'from sentence_transformers import SentenceTransformer; model = SentenceTransformer("{model_dir}"{trust})',
             'query, texts = "a great performance", ["The acting is superb.", "The plot is dull.", "Stocks fell sharply."]',
             "print(sorted(zip(model.similarity(model.encode(query), model.encode(texts))[0].tolist(), texts), reverse=True))",
         )

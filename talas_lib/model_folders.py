@@ -51,15 +51,38 @@ def pooling_of_folder(folder: Path | str) -> str | None:
     return None
 
 
+def modules_after_pooling(folder: Path | str) -> list[tuple[str, str]]:
+    """(kind, subfolder) of what a sentence-transformers folder does to the vector after pooling, in order.
+
+    Normalize and Dropout are left out: the one is a choice of the reader, the other does nothing in evaluation.
+    """
+    found = [(module["type"].rpartition(".")[2], module["path"]) for module in _modules(folder)[1:]]
+    return [(kind, path) for kind, path in found if kind not in ("Pooling", "Normalize", "Dropout")]
+
+
+def needs_talas(folder: Path | str) -> bool:
+    """Whether SentenceTransformer loads the folder only where talas_lib can be imported, with `trust_remote_code=True`."""
+    return any(module["type"].startswith("talas_lib.") for module in _modules(folder))
+
+
+def _modules(folder: Path | str) -> list[dict[str, str]]:
+    file = Path(folder).expanduser() / "modules.json"
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
 def folder_fingerprint(folder: Path | str) -> dict[str, str]:
-    """sha256 of the weights, of the configuration and of the tokenizer files of a model folder."""
-    folder = transformer_folder(folder)
+    """sha256 of the weights, of the configuration and of the tokenizer files of a model folder, and of the modules after
+    the pooling where there are any.
+    """
+    whole, folder = Path(folder).expanduser(), transformer_folder(folder)
     tokenizer = [folder / n for n in TOKENIZER_FILES if (folder / n).is_file()]
-    return {
+    found = {
         "weights": _sha256(sorted(folder.glob("*.safetensors"))),
         "config": _sha256([folder / "config.json"]),
         "tokenizer": _sha256(tokenizer),
     }
+    after = [file for _, path in modules_after_pooling(whole) for file in sorted((whole / path).iterdir())]
+    return found | {"output": _sha256(after)} if after else found
 
 
 def _sha256(files: Sequence[Path]) -> str:

@@ -7,9 +7,9 @@ a sentence begins and ends, and `packed_attention` gives it that. The vectors eq
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -183,9 +183,10 @@ def packed_attention(
     """Attention of a packed batch in the form `transformers` calls: query `[1, heads, T, dim]` to `[1, T, heads, dim]`.
 
     Only here are sentences padded, each to the longest of its group. Grouped key and value heads and causal models
-    (`module.is_causal`, unless the layout says bidirectional) are supported; a sliding window is not. On a GPU, and
-    where no gradient is asked for, it is torch's fused attention; elsewhere plain matrix products, which can be
-    differentiated twice and whose dropout is cheap.
+    (`module.is_causal`, unless the layout says bidirectional) are supported; a sliding window is not. On a GPU it is
+    flash-attn's packed kernel in half precision where that is installed, else torch's fused attention on the padded groups,
+    as it is on a CPU where no gradient is asked for; elsewhere plain matrix products, which can be differentiated twice and
+    whose dropout is cheap.
     """
     if layout is None:
         raise ValueError("packed attention needs layout=Layout.of(lengths)")
@@ -194,15 +195,36 @@ def packed_attention(
     if layout.watch is not None and module.layer_idx in layout.watch[0]:
         wanted, found = layout.watch
         found[wanted[module.layer_idx]] = attention_weights(query, key, layout, causal=causal, scale=scale)
+    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, dim] each
+    kernel = packed_kernel() if query.is_cuda and query.element_size() == 2 else None
+    if kernel is not None:
+        return _unpadded_attention(kernel, tokens, layout, causal, dropout, scale)[None], None
     fused = query.is_cuda or not torch.is_grad_enabled()
     attend = _fused_attention if fused else _plain_attention
-    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, dim] each
     if query.is_cuda or len(layout.groups) == 1:
         return attend(tokens, layout, causal, dropout, scale)[None], None
     sizes = [int(g.lengths.sum()) for g in layout.groups]
     split = zip(*(x.split(sizes) for x in tokens), strict=True)
     parts = [attend(qkv, group, causal, dropout, scale) for qkv, group in zip(split, layout.groups, strict=True)]
     return torch.cat(parts)[None], None
+
+
+@cache
+def packed_kernel() -> Callable[..., Tensor] | None:
+    """flash-attn's attention over packed sequences, which needs no padding at all; None where it is not installed."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+def _unpadded_attention(
+    kernel: Callable[..., Tensor], qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float
+) -> Tensor:
+    bounds = F.pad(torch.cumsum(layout.lengths, 0), (1, 0)).int()  # where each sentence begins, and the end
+    around = (bounds, bounds, layout.longest, layout.longest)
+    return kernel(*qkv, *around, dropout_p=dropout, softmax_scale=scale, causal=causal)
 
 
 def _fused_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:

@@ -49,12 +49,12 @@ def scores(table: pd.DataFrame) -> Figure:
     palette = {m: colour(m, i) for i, m in enumerate(table.index)}
     figure, axes = _axes(1.6 * table.shape[1] + 2, 4.6)
     sns.barplot(long, x="task", y="score", hue="model", palette=palette, ax=axes)
-    trained = [m for m in table.index if "student" not in m and m != "teacher"]
-    base = table.loc[[m for m in table.index if "untrained" in m], "avg"].max()
+    teachers = [m for m in table.index if m.startswith("teacher")]  # with several pairs of models, one row each
+    untrained = [m for m in table.index if m.startswith("untrained")]
+    trained = [m for m in table.index if m not in (*teachers, *untrained)]
+    base, taught = (table.loc[rows, "avg"].max() for rows in (untrained, teachers))
     best = table.loc[trained, "avg"].max() if trained else base
-    axes.set_title(
-        f"Average: best trained student {best:.1f}, better untrained one {base:.1f}, teacher {float(table['avg']['teacher']):.1f}"
-    )
+    axes.set_title(f"Average: best trained student {best:.1f}, better untrained one {base:.1f}, teacher {taught:.1f}")
     axes.set_ylabel("score (0 to 100)")
     axes.set_xlabel("")
     axes.set_ylim(min(0.0, float(long["score"].min())), 100)
@@ -68,6 +68,9 @@ def eigenvalues(table: pd.DataFrame) -> Figure:
 
     rows = table[(table["quantity"] == "lambda_max") & table["batch"].isna()]
     figure, axes = _axes(7.5, 4.2)
+    if rows.empty:
+        axes.set_title("No eigenvalues: none of these students was trained on a loss")
+        return figure
     sns.barplot(rows, x="model", y="value", hue="estimator", palette=["#56B4E9", "#E69F00"], ax=axes)
     lanczos = rows[rows["estimator"] == "lanczos"].set_index("model")["value"]
     axes.set_title(
@@ -84,11 +87,15 @@ def eigenvalues(table: pd.DataFrame) -> Figure:
 def training_curves(
     table: pd.DataFrame, terms: Sequence[str] = ("loss", "loss_tamd", "loss_lasd", "loss_simcse")
 ) -> Figure:
-    """Total loss and its unweighted terms over the epochs, one line a run; `table` from compare.curves_table."""
+    """Total loss and its unweighted terms over the epochs, one line a run; `table` from compare.curves_table.
+
+    Runs without a loss are left out; where none has one, the mean cosine is shown.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    shown = [t for t in terms if t in table.columns]
+    shown = [t for t in terms if t in table.columns] or ["mean_cosine"]
+    table = table.dropna(subset=shown[:1])
     sns.set_theme(style="whitegrid", context="notebook")
     figure, grid = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
     plt.close(figure)

@@ -24,12 +24,19 @@ def data_file(p: ResolvedParams) -> Path:
 
 
 def cache_file(p: ResolvedParams) -> Path:
-    """Record of notebook 02 for this teacher and corpus."""
+    """Record of notebook 02 for these teachers and this corpus; another one where the method reads token states as well."""
     from talas_lib.params import model_identity
 
-    content = _corpus(p) | {"teacher": p.teacher_spec.model_dump(mode="json"), "precision": p.precision}
-    content["model"] = model_identity(p.teacher_spec)  # a local folder by its content
-    return _shared("cache", f"{p.teacher_spec.name}-{p.corpus_spec.name}", content)
+    teachers = [spec.model_dump(mode="json") for spec in p.teacher_specs]
+    models = [model_identity(spec) for spec in p.teacher_specs]  # a local folder by its content
+    content = _corpus(p) | {"teacher": teachers[0], "model": models[0], "precision": p.precision}
+    if len(teachers) > 1:
+        content["others"] = [[spec, model] for spec, model in zip(teachers[1:], models[1:], strict=True)]
+    label = f"{p.teacher_names}-{p.corpus_spec.name}"
+    if p.needs.token_cache:
+        content["tokens"] = {"states": sorted(p.needs.teacher_tokens), "attention": sorted(p.needs.teacher_attention)}
+        label += "-tokens"
+    return _shared("cache", label, content)
 
 
 def _corpus(p: ResolvedParams) -> dict[str, Any]:

@@ -51,7 +51,7 @@ __all__ = [
 
 Status = Literal["new", "partial", "finished"]
 _NAME = r"[a-z0-9]+(?:[._-][a-z0-9]+)*"
-RUN_ID = re.compile(rf"{_NAME}--{_NAME}--{_NAME}--{_NAME}--s\d+--[0-9a-f]{{8}}")
+RUN_ID = re.compile(rf"{_NAME}--{_NAME}(?:\+{_NAME})*--{_NAME}--{_NAME}--s\d+--[0-9a-f]{{8}}")
 _STAGE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 _COLUMNS = [
@@ -211,7 +211,7 @@ def check_run_id(run_id: str) -> str:
         raise TalasError(
             f"{run_id!r} is no run id. Accepted: <student>--<teacher>--<method>--<optimizer>--s<seed>--<8"
             " hex digits>"
-            " in small letters, digits, `.`, `_` and `-`, or latest"
+            " in small letters, digits, `.`, `_` and `-` (several teachers with `+` between them), or latest"
         )
     return run_id
 

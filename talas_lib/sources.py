@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
     from talas_lib.encoders import Encoder
     from talas_lib.tasks import Task
+    from talas_lib.tokenization import TextTokenizer
 
 Progress = Callable[[int, int], None]
 
@@ -71,29 +72,30 @@ def _tiny_folder(arch: str, seed: int) -> Path:
 
 
 def load_teacher(spec: TeacherSpec, *, device: str = "cpu") -> Encoder:
-    """The teacher, in evaluation mode. TalasError when its width is not the spec's or its pooling cannot be told."""
+    """The teacher, in evaluation mode, with what its folder puts behind the pooling.
+
+    TalasError when its width is not the spec's or its pooling cannot be told.
+    """
     from talas_lib.encoders import Encoder
-    from talas_lib.model_folders import pooling_of_folder
+    from talas_lib.model_folders import modules_after_pooling
 
     folder = model_folder(spec)
-    pooling = pooling_of_folder(folder) if spec.pooling == "auto" else spec.pooling
-    if pooling is None:
-        raise TalasError(
-            f"teacher {spec.name}: {folder} does not say how it pools; write pooling: cls, mean or last"
-            f" in params/teachers/{spec.name}.yaml"
-        )
     teacher = Encoder.load(
         folder,
-        pooling=pooling,
+        pooling=_pooling(spec, folder),
         max_length=spec.max_length,
         padding_side=spec.padding_side,
         prompt=spec.prompt,
         attention=spec.attention,
         normalize=spec.normalize,
     )
-    if spec.dim is not None and teacher.dim != spec.dim:
+    if modules_after_pooling(folder):
+        from talas_lib import output_modules
+
+        teacher.projection = output_modules.read(folder)
+    if spec.dim is not None and teacher.output_dim != spec.dim:
         raise TalasError(
-            f"teacher {spec.name} should have {spec.dim} dimensions, but the model in {folder} has {teacher.dim}"
+            f"teacher {spec.name} should have {spec.dim} dimensions, but the model in {folder} has {teacher.output_dim}"
         )
     return teacher.to(device).eval()
 
@@ -104,6 +106,27 @@ def load_student(spec: StudentSpec, *, device: str = "cpu") -> Encoder:
 
     folder = model_folder(spec)
     return Encoder.load(folder, layers=spec.layers, pooling=spec.pooling, max_length=spec.max_length).to(device)
+
+
+def load_tokenizer(spec: TeacherSpec | StudentSpec) -> TextTokenizer:
+    """How the model reads texts, without its weights. TalasError when its pooling cannot be told."""
+    from talas_lib.tokenization import TextTokenizer
+
+    folder = model_folder(spec)
+    prompt = getattr(spec, "prompt", "")  # a student has none
+    return TextTokenizer.load(folder, pooling=_pooling(spec, folder), max_length=spec.max_length, prompt=prompt)
+
+
+def _pooling(spec: TeacherSpec | StudentSpec, folder: Path) -> str:
+    from talas_lib.model_folders import pooling_of_folder
+
+    pooling = pooling_of_folder(folder) if spec.pooling == "auto" else spec.pooling
+    if pooling is None:
+        raise TalasError(
+            f"teacher {spec.name}: {folder} does not say how it pools; write pooling: cls, mean or last"
+            f" in params/teachers/{spec.name}.yaml"
+        )
+    return pooling
 
 
 def teacher_identity(spec: TeacherSpec, *, precision: str = "fp32") -> dict[str, Any]:

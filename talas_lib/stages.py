@@ -7,17 +7,19 @@ functions with explanations around them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from talas_lib import checkpoints, export, methods, paths, runs, sources, teacher_cache
-from talas_lib.errors import TalasError
-from talas_lib.methods.base import Method, Objective
+from talas_lib import checkpoints, collapse, export, methods, model_folders, params, runs, sources
+from talas_lib.caching import Caches, cache_teacher, cache_tokens, open_caches, open_tokens, token_estimate
+from talas_lib.errors import TalasError, listed
+from talas_lib.methods.base import Method, Objective, Preparation
 from talas_lib.schedule import Settings, spans
-from talas_lib.sharpness_aware import Perturbation
+from talas_lib.sharpness_aware import Approximation, Perturbation
+from talas_lib.tokenization import TextTokenizer
 from talas_lib.train import TrainingResult, train
 from talas_lib.training_data import TrainingData
 
@@ -25,28 +27,47 @@ if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
     from talas_lib.encoders import Encoder
     from talas_lib.params import ResolvedParams
-    from talas_lib.teacher_cache import TeacherCache
 
+__all__ = [
+    "Caches",
+    "build_method",
+    "cache_teacher",
+    "cache_tokens",
+    "load_corpus",
+    "load_run_student",
+    "open_caches",
+    "open_tokens",
+    "prepare",
+    "settings_of",
+    "token_estimate",
+    "train_run",
+    "training_data",
+    "write_card",
+]
 Progress = Callable[[int, int], None]
 CHECKPOINT = "checkpoints/last.safetensors"
 
 
 def load_corpus(p: ResolvedParams) -> Corpus:
-    """The training sentences of an experiment."""
-    return sources.load_corpus(p.corpus_spec, max_sentences=p.max_sentences)
+    """The training sentences of an experiment. TalasError when method or optimizer needs more sources than they have."""
+    corpus = sources.load_corpus(p.corpus_spec, max_sentences=p.max_sentences)
+    _check_sources(p, corpus)
+    return corpus
 
 
-def cache_teacher(p: ResolvedParams, corpus: Corpus, *, progress: Progress | None = None) -> TeacherCache:
-    """Teacher vectors of the corpus: opened when they are there, else computed. The teacher is loaded only if needed."""
-    identity = sources.teacher_identity(p.teacher_spec, precision=p.precision)
-    loaded: list[Encoder] = []
-
-    def embed(texts: Any) -> np.ndarray:
-        if not loaded:
-            loaded.append(sources.load_teacher(p.teacher_spec, device=sources.pick_device(p.device)))
-        return loaded[0].encode(texts, precision=p.precision)
-
-    return teacher_cache.build(paths.cache_dir(), identity, corpus.texts, embed, progress=progress)
+def _check_sources(p: ResolvedParams, corpus: Corpus) -> None:
+    """TalasError when the method or the optimizer compares sources and the corpus has too few of them."""
+    wants = {f"method {p.method}": p.needs.sources} if "method" in p.values else {}
+    if "optimizer" in p.values and p.optimizer_spec.kind == "disam":
+        wants[f"optimizer {p.optimizer}"] = 2
+    there = sorted(set(corpus.sources))
+    for who, least in wants.items():
+        if len(there) < least:
+            raise TalasError(
+                f"{who} compares at least {least} sources of sentences, and corpus {corpus.name} has {len(there)}"
+                f" ({listed(there)}). Accepted: a corpus with several, such as {listed(params.available('corpora'))}, or a .csv"
+                " or .jsonl file of yours with a column `source`"
+            )
 
 
 def settings_of(p: ResolvedParams) -> Settings:
@@ -54,9 +75,7 @@ def settings_of(p: ResolvedParams) -> Settings:
     optimizer = p.optimizer_spec
     around = None
     if optimizer.kind != "adamw":
-        kind = (
-            "sam" if optimizer.kind == "disam" else optimizer.kind
-        )  # DISAM perturbs as SAM does, of another objective
+        kind = "sam" if optimizer.kind == "disam" else optimizer.kind  # DISAM differs by what it climbs
         around = Perturbation(
             kind,
             optimizer.rho or 0.0,
@@ -75,6 +94,7 @@ def settings_of(p: ResolvedParams) -> Settings:
         perturbation=around,
         perturb_heads=optimizer.perturb_heads is not False,
         same_dropout=bool(optimizer.same_dropout),
+        ascent=Approximation(optimizer.ascent_stride, optimizer.ascent_one_view, optimizer.ascent_every),
     )
 
 
@@ -93,96 +113,177 @@ def build_method(p: ResolvedParams, *, student: Encoder, teacher_dims: tuple[int
         raise TalasError(f"method {p.method} does not fit student {p.student}: {error}") from error
 
 
-def training_data(student: Encoder, corpus: Corpus, cache: TeacherCache | None) -> TrainingData:
-    """Tokenised corpus, teacher vectors, and numbers for equal texts and for sources."""
+def prepare(p: ResolvedParams, method: Method, student: Encoder, corpus: Corpus, caches: Caches) -> None:
+    """Let the method fit what it has to fit, from the caches and the untrained student."""
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        return student.encode([corpus.texts[row] for row in rows], normalize=False)
+
+    method.prepare(Preparation(len(corpus), tuple(cache.vectors for cache in caches.vectors), vectors, p.batch_size))
+
+
+def training_data(p: ResolvedParams, student: Encoder, corpus: Corpus, caches: Caches) -> TrainingData:
+    """Tokenised corpus, what the caches hold for it, and numbers for equal texts and for sources."""
     _, text_ids = np.unique(np.array(corpus.texts, dtype=object), return_inverse=True)
     _, source_ids = np.unique(np.array(corpus.sources, dtype=object), return_inverse=True)
-    vectors = () if cache is None else (cache.vectors,)
-    return TrainingData(student.tokenize(corpus.texts), vectors, text_ids.astype(np.int64), source_ids.astype(np.int64))
+    tokens, needs = student.tokenize(corpus.texts), p.needs
+    reads_tokens = needs.token_cache or needs.student_tokens or needs.student_attention
+    return TrainingData(
+        tokens,
+        tuple(cache.vectors for cache in caches.vectors),
+        text_ids.astype(np.int64),
+        source_ids.astype(np.int64),
+        special=TextTokenizer.of(student).special(tokens) if reads_tokens else None,
+        tokens_of=None if caches.tokens is None else caches.tokens.tokens,
+        pairs_of=None if caches.alignment is None else caches.alignment.pairs,
+    )
 
 
 def train_run(
     p: ResolvedParams, *, progress: Progress | None = None, on_log: Callable[[dict[str, Any]], None] | None = None
 ) -> runs.Run:
     """Train one configuration, or go on where it stopped, or return the finished run untouched."""
-    run = runs.open_run(p)
+    run = runs.open_run(p, create=False)
     if run.read_record("train") is not None:
         return run
     corpus = load_corpus(p)
+    if methods.builds_student(p.method):
+        return _build_run(p, corpus, progress)
+    caches = open_caches(p, corpus)
+    run = runs.open_run(p)  # not made before all that it reads is there
     student = sources.load_student(p.student_spec, device=sources.pick_device(p.device))
-    cache = cache_teacher(p, corpus) if p.needs_teacher else None
-    method = build_method(p, student=student, teacher_dims=(cache.dim,) if cache else ())
+    method = build_method(p, student=student, teacher_dims=caches.dims)
+    prepare(p, method, student, corpus, caches)
     settings = settings_of(p)
     total = spans(method.stages, len(corpus.texts), settings)[-1].stop
     checkpoint = run.folder / CHECKPOINT
     run.truncate_metrics(checkpoints.finished_steps(checkpoint))
+    watch = collapse.Watch(total, collapse.Circumstances.of(p, method.weights, student))
+    for earlier in run.read_metrics():
+        watch.see(earlier, warn=False)
 
     def log(row: dict[str, Any]) -> None:
         run.append_metrics(row)
+        watch.see(row)
         if progress is not None:
             progress(row["step"], total)
         if on_log is not None:
             on_log(row)
 
     result = train(
-        Objective(student, method, needs=methods.needs(p.method, p.method_config), precision=p.precision),
-        training_data(student, corpus, cache),
+        Objective(student, method, needs=p.needs, precision=p.precision),
+        training_data(p, student, corpus, caches),
         settings,
         checkpoint=checkpoint,
         checkpoint_every=p.checkpoint_every,
         probe_every=p.probe_every,
         on_log=log,
     )
-    return _finish(run, p, student, method, corpus, cache, result)
+    return _finish(run, student, method, corpus, caches, result, watch.message)
+
+
+def _build_run(p: ResolvedParams, corpus: Corpus, progress: Progress | None) -> runs.Run:
+    """The run of a method that computes its student from the teacher's vectors of the vocabulary: no steps, one logged row."""
+    from talas_lib import losses
+    from talas_lib.corpora import Corpus
+
+    method: Any = methods.method_class(p.method)(p.method_config)  # type: ignore[call-arg]
+    tokenizer = sources.load_tokenizer(p.student_spec).tokenizer
+    texts = tuple(method.vocabulary(tokenizer))
+    cache = cache_teacher(p, Corpus("vocabulary", texts, ("",) * len(texts)), progress=progress)
+    run = runs.open_run(p)
+    began = time.perf_counter()
+    student = method.build_student(tokenizer, corpus.texts, cache.vectors(np.arange(len(texts))))
+    seconds = time.perf_counter() - began
+    sample = torch.from_numpy(student.encode(corpus.texts[:256]))
+    geometry = {
+        "mean_cosine": float(losses.mean_off_diagonal_cosine(sample)),
+        "effective_rank": float(losses.effective_rank(sample)),
+    }
+    run.truncate_metrics(0)
+    run.append_metrics({"step": 0, "epoch": 0.0, "lr": 0.0, **geometry})
+    result = TrainingResult(0, seconds, 0, geometry)
+    return _finish(run, student, method, corpus, Caches((cache,)), result, collapse.check(geometry))
 
 
 def _finish(
     run: runs.Run,
-    p: ResolvedParams,
     student: Encoder,
-    method: Any,
+    method: Method,
     corpus: Corpus,
-    cache: TeacherCache | None,
+    caches: Caches,
     result: TrainingResult,
+    alarm: str | None,
 ) -> runs.Run:
+    """Save the student with what the method leaves behind its pooling, load it back, and write the record last.
+
+    alarm: what `collapse` has to say of the training, None for nothing.
+    """
     began = time.perf_counter()
-    card = export.model_card(
-        name=run.id,
-        teacher=p.teacher,
-        student=p.student,
-        method=f"{p.method} with {p.optimizer}",
-        corpus=corpus.name,
-        pooling=student.pooling,
-        scores={},
-    )
-    folder = export.save_student(student.to("cpu"), run.folder / "model", heads=method.heads, card=card)
+    student.projection = method.output()
+    student.to("cpu").eval()
+    folder = export.save_student(student, run.folder / "model", heads=method.heads)
     cosine = export.check_loads(student, folder, corpus.texts[:32])
-    run.write_record(
-        "train",
-        {
-            "steps": result.steps,
-            "sentences": len(corpus.texts),
-            "corpus_sha256": corpus.sha256,
-            "teacher_dims": [cache.dim] if cache else [],
-            "cache_key": cache.folder.name if cache else None,
-            "cache_s": cache.seconds if cache else 0.0,
-            "train_s": result.seconds + runs.earlier_seconds(run),
-            "save_s": time.perf_counter() - began,
-            "resumed_from": result.resumed_from,
-            "pooling": student.pooling,
-            "loaded_cosine": cosine,
-            "final": result.final,
-        },
-    )
+    record = {
+        "steps": result.steps,
+        "sentences": len(corpus.texts),
+        "corpus_sha256": corpus.sha256,
+        "teacher_dims": list(caches.dims),
+        "cache_key": caches.key,
+        "cache_s": caches.seconds,
+        "train_s": result.seconds + runs.earlier_seconds(run),
+        "save_s": time.perf_counter() - began,
+        "resumed_from": result.resumed_from,
+        "pooling": student.pooling,
+        "output": "static" if method.builds_student else "pooled" if student.projection is None else "projected",
+        "dim": student.output_dim,
+        "loaded_cosine": cosine,
+        "fitted": {name: float(value) for name, value in method.heads.named_buffers() if value.ndim == 0},
+        "final": result.final,
+        "collapse": alarm,
+    }
+    write_card(run, record, scores={})
+    run.write_record("train", record)
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     return run
 
 
+def write_card(run: runs.Run, trained: Mapping[str, Any], *, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """The model card of a run's student. trained: the record of training; scores: see export.model_card."""
+    p, folder = run.params, run.folder / "model"
+    card = export.model_card(
+        name=run.id,
+        teacher=p.teacher_names if p.needs_teacher else None,
+        student=p.student,
+        method=p.method if methods.builds_student(p.method) else f"{p.method} with {p.optimizer}",
+        corpus=p.corpus_spec.name,
+        pooling=trained["pooling"],
+        scores=scores,
+        dim=trained.get("dim"),
+        output=trained.get("output", "pooled"),
+        needs_talas=model_folders.needs_talas(folder),
+    )
+    runs.atomic_write_text(folder / "README.md", card)
+
+
 def load_run_student(run: runs.Run) -> Encoder:
-    """The trained student of a finished run. TalasError when the run has not finished training."""
+    """The trained student of a finished run, with what its method left behind the pooling.
+
+    TalasError when the run has not finished training.
+    """
     from talas_lib.encoders import Encoder
 
     record = run.read_record("train")
     if record is None:
         raise TalasError(f"run {run.id} has not finished training; run notebooks/03_train.ipynb with its parameters")
-    return Encoder.load(run.folder / "model", pooling=record["pooling"], max_length=run.params.student_spec.max_length)
+    folder = run.folder / "model"
+    if record.get("output") == "static":
+        from talas_lib.static_encoder import StaticEncoder
+
+        return cast("Encoder", StaticEncoder.load(folder))  # what is asked of a finished student, it can do
+    student = Encoder.load(folder, pooling=record["pooling"], max_length=run.params.student_spec.max_length)
+    if record.get("output") == "projected":
+        from talas_lib import output_modules
+
+        student.projection = output_modules.read(folder)
+    return student

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from talas_lib import params, paths
 
 
-def call(*arguments, outputs, **environment):
+def call(*arguments, outputs, cwd=None, **environment):
     command = [sys.executable, "-m", "talas_lib", *arguments]
     given = os.environ | {"TALAS_OUTPUTS": str(outputs)} | environment
     return subprocess.run(
-        command, cwd=paths.root(), env=given, capture_output=True, text=True, check=False, timeout=600
+        command, cwd=cwd or paths.root(), env=given, capture_output=True, text=True, check=False, timeout=600
     )
 
 
@@ -36,6 +38,26 @@ def test_a_dry_run_lists_every_stage_of_every_cell(tmp_path):
     assert {"data", "compare"} <= found.keys()
     assert sum(rule.startswith("cache_") for rule in found) == 1
     assert list(tmp_path.glob("*--*")) == []
+
+
+def test_runs_wait_for_what_their_method_reads(tmp_path):
+    """Vectors of one teacher, its token states as well, vectors of two teachers, nothing: one cache job for each kind."""
+    for name in ("params", "notebooks"):
+        shutil.copytree(paths.root() / name, tmp_path / name)
+    shutil.copy(paths.root() / "Snakefile", tmp_path)
+    preset = yaml.safe_load((tmp_path / "params" / "presets" / "smoke.yaml").read_text())
+    del preset["teacher"]
+    pairs = [("talas", ["tiny"]), ("rkd", ["tiny"]), ("cdm", ["tiny"]), ("simcse", ["tiny"])]
+    pairs.append(("majority_vote", ["tiny", "tiny-xlmr"]))
+    preset |= {"grid": {"method, teachers": [list(pair) for pair in pairs]}, "report": "mixed"}
+    (tmp_path / "params" / "presets" / "mixed.yaml").write_text(yaml.safe_dump(preset))
+    done = call("mixed", "--dry-run", outputs=tmp_path / "outputs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = jobs(done.stdout + done.stderr)
+    assert sum(rule.startswith("cache_") for rule in found) == 3
+    trained = [rule for rule in found if rule.startswith("train_")]
+    assert len(trained) == len(pairs)
+    assert sum("--tiny+tiny-xlmr--majority_vote--" in rule for rule in trained) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from talas_lib.packed import FastDropout, Layout, dropout_mask, packed_attention, use_fast_dropout
+from talas_lib.packed import FastDropout, Layout, _unpadded_attention, dropout_mask, packed_attention, use_fast_dropout
 
 UNEVEN = [3, 30, 5, 2, 4, 6, 3, 28, 5, 4, 2, 7]
 SORTED = sorted(UNEVEN)
@@ -129,3 +129,20 @@ def test_fast_dropout_replaces_every_dropout():
     assert torch.equal(model[0].eval()(x), x)
     torch.manual_seed(0)
     assert set(model[0].train()(x).unique().tolist()) <= {0.0, 1.25, torch.tensor(65536 / (65536 - 13107)).item()}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_kernel_for_packed_sequences_gets_what_it_asks_for(causal):
+    """The call that flash-attn receives on a GPU, answered here by torch one sentence at a time."""
+    q, k, v = (x.detach() for x in tensors(UNEVEN, heads=4, kv_heads=2))
+
+    def kernel(q, k, v, starts, key_starts, longest, longest_key, *, dropout_p, softmax_scale, causal):
+        assert starts.dtype == key_starts.dtype == torch.int32
+        assert (longest, longest_key, dropout_p, softmax_scale) == (max(UNEVEN), max(UNEVEN), 0.0, 8**-0.5)
+        assert starts.diff().tolist() == key_starts.diff().tolist() == UNEVEN
+        heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+        return one_by_one(*heads_first, starts.diff().tolist(), causal)[0]
+
+    packed = [x[0].transpose(0, 1) for x in (q, k, v)]
+    out = _unpadded_attention(kernel, packed, Layout.of(torch.tensor(UNEVEN)), causal, 0.0, 8**-0.5)
+    torch.testing.assert_close(out, one_by_one(q, k, v, UNEVEN, causal)[0])

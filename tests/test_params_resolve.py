@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from talas_lib import params
+from talas_lib import params, runs
 from talas_lib.errors import TalasError
 from talas_lib.params import recipe
 
@@ -17,7 +17,8 @@ TINY = {"teacher": "tiny", "student": "tiny", "corpus": "tiny", "tasks": "tiny"}
 
 
 def train(**values: Any) -> params.ResolvedParams:
-    return params.resolve("03_train", TINY | values)
+    base = {name: value for name, value in TINY.items() if name != "teacher" or "teachers" not in values}
+    return params.resolve("03_train", base | values)
 
 
 # ---- precedence
@@ -138,6 +139,7 @@ def test_the_hash_of_a_known_configuration() -> None:
     "change",
     [
         {"teacher": "tiny-xlmr"},
+        {"teachers": ["tiny-xlmr"]},
         {"student": "minilm-l3"},
         {"corpus": "mini"},
         {"max_sentences": 10},
@@ -179,6 +181,7 @@ def test_what_changes_training_changes_the_id(change: dict[str, Any]) -> None:
         {"pooling": "cls"},
         {"max_length": 64},
         {"method_params": {"temperature": 0.1}},
+        {"teachers": ["tiny"]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -248,7 +251,116 @@ def test_the_short_notebook_agrees_with_the_training_notebook() -> None:
     """00 leaves out parameters that then count with their defaults."""
     quick = params.resolve("00_quickstart", TINY)
     same = train(epochs=quick.epochs, lr=quick.lr, max_sentences=quick.max_sentences)
-    assert quick.run_id == same.run_id
+    assert quick.run_id == same.run_id == params.resolve("03_train", dict(quick.given)).run_id
+    several = {"teachers": ["tiny", "tiny-xlmr"], "method": "majority_vote", "student": "tiny", "corpus": "tiny"}
+    quick = params.resolve("00_quickstart", several)
+    assert params.resolve("03_train", dict(quick.given)).run_id == quick.run_id
+
+
+# ---- several teachers
+
+PAIR = ["tiny", "tiny-xlmr"]
+READING = {"model", "pooling", "padding_side", "prompt", "max_length", "attention", "normalize"}
+
+
+def several(*names: str, **values: Any) -> params.ResolvedParams:
+    return train(teachers=list(names), method="majority_vote", **values)
+
+
+def test_several_teachers_are_one_run_with_all_of_them_in_order() -> None:
+    p = several(*PAIR)
+    assert [spec.name for spec in p.teacher_specs] == PAIR
+    assert (p.teacher, p.teacher_spec, p.teacher_names) == ("tiny", p.teacher_specs[0], "tiny+tiny-xlmr")
+    assert p.run_id.startswith("tiny--tiny+tiny-xlmr--majority_vote--")
+    assert runs.check_run_id(p.run_id) == p.run_id
+    config = p.run_config()
+    assert [teacher["model"]["arch"] for teacher in config["teachers"]] == ["bert", "xlm-r"]
+    assert "teacher" not in config
+    assert several(*reversed(PAIR)).run_id != p.run_id
+    assert several(*PAIR, max_length=16).teacher_specs[1].max_length == 16
+
+
+def test_one_teacher_in_a_list_is_the_run_of_that_teacher() -> None:
+    """Ids of runs from before there was a list of teachers stay as they were."""
+    one, same = train(teacher="tiny-xlmr"), train(teachers=["tiny-xlmr"])
+    assert one.run_id == same.run_id == train(teacher="tiny-xlmr", teachers=[]).run_id
+    assert one.run_config() == same.run_config()
+    assert set(one.run_config()["teacher"]) == READING
+    assert (same.teacher, same.origins["teacher"]) == ("tiny-xlmr", "teachers")
+    assert same.given_values()["teachers"] == ["tiny-xlmr"]
+    assert "teacher" not in same.given_values()
+
+
+def test_several_teachers_survive_json_and_the_summary() -> None:
+    p = several(*PAIR)
+    back = params.from_dict(json.loads(json.dumps(p.to_dict())))
+    assert back == p
+    assert back.run_id == p.run_id
+    lines = p.summary().splitlines()
+    assert sum(line.startswith("teacher: ") for line in lines) == 2
+    assert any(line.split() == ["teacher", "tiny", "from", "teachers"] for line in lines)
+
+
+def test_parameters_recorded_before_there_were_several_teachers() -> None:
+    saved = json.loads(json.dumps(train().to_dict()))
+    for part in ("values", "given", "origins"):
+        del saved[part]["teachers"]
+    back = params.from_dict(saved)
+    assert (back.teachers, back.teacher_specs) == ([], train().teacher_specs)
+    assert back.run_id == train().run_id
+
+
+@pytest.mark.parametrize(
+    ("values", "fragments"),
+    [
+        ({"teacher": "tiny", "teachers": PAIR}, ["teacher is 'tiny'", "give one of the two", "-y 'teachers"]),
+        ({"teacher_source": "./x", "teachers": PAIR}, ["teacher_source is './x'", "into the list itself"]),
+        ({"teachers": ["tiny", "tiny-xlmr", "tiny"]}, ["'tiny' is in it twice"]),
+        ({"teacher": "tiny"}, ["'majority_vote' learns from 2 or more teachers, here are 1 (tiny)", "-y 'teachers"]),
+        ({"teachers": PAIR, "method": "talas"}, ["'talas' learns from 1 teacher, here are 2", "majority_vote"]),
+    ],
+    ids=["both", "source", "twice", "too-few", "too-many"],
+)
+@pytest.mark.parametrize("notebook", ["02_cache_teacher", "03_train", "06_compare"])
+def test_teachers_that_do_not_fit_are_refused(notebook: str, values: dict[str, Any], fragments: list[str]) -> None:
+    with pytest.raises(TalasError) as caught:
+        params.resolve(notebook, {"method": "majority_vote", "corpus": "tiny"} | values)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_vectors_of_several_teachers_can_be_cached_whatever_trains_on_them() -> None:
+    assert len(params.resolve("02_cache_teacher", {"teachers": PAIR}).teacher_specs) == 2
+    without = params.resolve("02_cache_teacher", {"teachers": PAIR, "method": "simcse"})
+    assert not without.needs_teacher
+    assert len(without.teacher_specs) == 2
+
+
+def test_every_teacher_of_several_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    several(*PAIR).check_available()
+    with pytest.raises(TalasError, match="teacher 'qwen3-4b'"):
+        several("tiny", "qwen3-4b").check_available()
+
+
+def test_a_grid_over_teachers() -> None:
+    grid = {"method, teachers": [["talas", ["tiny"]], ["majority_vote", PAIR]]}
+    cells = params.expand_grid({"student": "tiny", "corpus": "tiny", "grid": grid})
+    assert [params.resolve("03_train", cell).teacher_names for cell in cells] == ["tiny", "tiny+tiny-xlmr"]
+    varied = {"method": "majority_vote", "teachers": PAIR, "grid": {"teachers": [PAIR, PAIR[::-1]]}}
+    cells = params.expand_grid(params.resolve("06_compare", varied).given_values())
+    assert [cell["teachers"] for cell in cells] == [PAIR, PAIR[::-1]]
+
+
+def test_a_folder_may_be_among_several_teachers(tiny_encoder_folder: Any) -> None:
+    folder = str(tiny_encoder_folder("qwen3"))
+    p = several("tiny", folder)
+    p.check_available()
+    assert p.run_config()["teachers"][1]["model"]["kind"] == "local"
+    assert folder not in json.dumps(p.run_config())
+    assert runs.check_run_id(p.run_id) == p.run_id
+    with pytest.raises(TalasError, match="is in it twice"):
+        several(folder, folder + "/")
 
 
 # ---- presets and grids
@@ -262,7 +374,7 @@ def test_every_preset_resolves_in_every_notebook(name: str) -> None:
     for notebook in params.notebook_names():
         for cell in cells:
             p = params.resolve(notebook, cell)
-            assert set(p.unused) <= set(values) | {"rho"}
+            assert set(p.unused) <= set(values) | set(cell) | {"rho"}
     identities = {json.dumps({k: str(v) for k, v in cell.items()}) for cell in cells}
     assert len(identities) == len(cells) >= 2
 
@@ -314,6 +426,8 @@ def test_names_that_vary_together() -> None:
         ({"seed": ["1"]}, "seed is '1'"),
         ({"lr": ["1e-4"]}, "write 1.0e-4"),
         ({"teacher, student": [["a"]]}, "expected a list of 2 values"),
+        ({"teachers": ["a", "b"]}, r"expected a list of lists, such as teachers: \[\[one, two\], \[one\]\]"),
+        ({"teachers": [["a", 1]]}, "teachers has the entry 1"),
         ("optimizer", "expected a mapping"),
     ],
 )

@@ -44,6 +44,10 @@ def refusal(**values: Any) -> str:
         ("same_dropout", 1, ["1 (int)", "True or False"]),
         ("method_params", "{lasd_pairs: 2}", ["a mapping", "-f", "-y 'method_params"]),
         ("method_params", [1], ["(list)", "a mapping"]),
+        ("teachers", "tiny", ["'tiny' (str)", "a list of names", "-y 'teachers"]),
+        ("teachers", ["tiny", 1], ["the entry 1 (int)", "expected names", "quotes"]),
+        ("teachers", ["tiny", " "], ["the entry ' ' (str)"]),
+        ("teachers", ["tiny", "tinny"], ["unknown teacher 'tinny'", "Did you mean 'tiny'?"]),
         ("teacher", object(), ["a later cell has overwritten the name teacher", "run the parameters cell again"]),
         # out of range
         ("epochs", 0, ["0, out of range", "at least 1"]),
@@ -139,7 +143,7 @@ def test_literals_keep_their_type() -> None:
 
 
 def test_annotated_attributes_are_exactly_the_vocabulary() -> None:
-    types = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict}
+    types = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
     hints = _Vocabulary.__annotations__
     assert list(hints) == list(params.VOCABULARY)
     for name, parameter in params.VOCABULARY.items():

@@ -193,6 +193,10 @@ def test_damaged_files_say_what_to_do() -> None:
         "tiny--..--talas--asam--s42--01234567",
         "tiny--tiny--talas--asam--s42--01234567\n",
         "Tiny--tiny--talas--asam--s42--01234567",
+        "tiny--tiny+--talas--asam--s42--01234567",
+        "tiny--tiny+../x--talas--asam--s42--01234567",
+        "tiny--tiny,tiny--talas--asam--s42--01234567",
+        "tiny--tiny--talas+cdm--asam--s42--01234567",
         "tiny--tiny--talas--asam--s-1--01234567",
         None,
         42,
@@ -217,6 +221,11 @@ def test_every_resolved_id_is_a_valid_one() -> None:
         for teacher in params.available("teachers"):
             p = params.resolve("03_train", TINY | {"teacher": teacher, "optimizer": optimizer, "method": "simcse"})
             assert runs.check_run_id(p.run_id) == p.run_id
+
+
+def test_several_teachers_in_an_id() -> None:
+    run = runs.Run("tiny--tiny+minilm-l6+e5.v2--talas--asam--s42--01234567")
+    assert runs.check_run_id(run.id) == run.id
 
 
 # ---- metrics

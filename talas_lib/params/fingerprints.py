@@ -11,8 +11,8 @@ from talas_lib.params.loading import load_tasks
 from talas_lib.params.sources import WEIGHTS, ModelSpec, check_available, corpus_path, resolve_source
 from talas_lib.params.specs import CorpusSpec
 
-# everything from_pretrained reads: weights, configs (also 1_Pooling/config.json), tokenizers
-_MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*/config.json")
+# everything from_pretrained reads: weights, configs (also 1_Pooling/config.json), tokenizers; a Dense behind the pooling
+_MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*/config.json", "[0-9]_*/model.safetensors")
 _hashes: dict[tuple[str, int, int], str] = {}
 
 

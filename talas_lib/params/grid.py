@@ -37,6 +37,8 @@ def _axis(key: Any, choices: Any) -> list[dict[str, Any]]:
             raise TalasError(
                 f"grid: no parameter {name!r} to vary.{did_you_mean(name, allowed)} Accepted: {listed(allowed)}"
             )
+    if len(names) == 1 and VOCABULARY[names[0]].type == "list" and _flat(choices):
+        raise TalasError(f"grid: {key} is {choices!r}, expected a list of lists, such as {key}: [[one, two], [one]]")
     if not isinstance(choices, list) or not choices:
         raise TalasError(
             f"grid: {key} is {choices!r}, expected a list of values, such as {key}: [{VOCABULARY[names[0]].default!r}]"
@@ -46,3 +48,7 @@ def _axis(key: Any, choices: Any) -> list[dict[str, Any]]:
         if not isinstance(row, list) or len(row) != len(names):
             raise TalasError(f"grid: {key} has the entry {row!r}, expected a list of {len(names)} values")
     return [{name: VOCABULARY[name].check(value) for name, value in zip(names, row, strict=True)} for row in rows]
+
+
+def _flat(choices: Any) -> bool:
+    return not isinstance(choices, list) or not choices or any(not isinstance(choice, list) for choice in choices)

@@ -8,7 +8,8 @@ from typing import Any
 from talas_lib.errors import TalasError, did_you_mean, listed
 from talas_lib.params.vocabulary import VOCABULARY, Parameter, literal
 
-_MODELS = ("teacher", "teacher_source", "student", "student_source")
+_TEACHERS = ("teacher", "teacher_source", "teachers")
+_MODELS = (*_TEACHERS, "student", "student_source")
 _DATA = ("corpus", "max_sentences")
 _METHOD = ("method", "method_params", "optimizer", "rho", "eta", "same_dropout", "perturb_heads")
 _TRAINING = (
@@ -54,6 +55,7 @@ _NOTEBOOKS = (
         "00_quickstart",
         (
             "teacher",
+            "teachers",
             "student",
             *_DATA,
             "method",
@@ -74,7 +76,7 @@ _NOTEBOOKS = (
     NotebookSchema("01_data", (*_DATA, "tasks"), loads=("corpus",)),
     NotebookSchema(
         "02_cache_teacher",
-        ("teacher", "teacher_source", *_DATA, "max_length", "precision", "device"),
+        (*_TEACHERS, *_DATA, "method", "method_params", "max_length", "precision", "device"),
         loads=("teacher", "corpus"),
     ),
     NotebookSchema("03_train", _TRAIN, loads=("teacher", "student", "corpus")),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from talas_lib import methods
 from talas_lib.errors import TalasError, did_you_mean, listed
+from talas_lib.methods.base import Needs
 from talas_lib.params.notebooks import notebook_schema
 from talas_lib.params.recipe import config_hash, run_config
 from talas_lib.params.sources import check_available
@@ -27,6 +28,7 @@ class _Vocabulary:
 
     teacher: str
     teacher_source: str | None
+    teachers: list[str]
     student: str
     student_source: str | None
     corpus: str
@@ -91,8 +93,18 @@ class ResolvedParams(_Vocabulary):
 
     @property
     def teacher_spec(self) -> TeacherSpec:
-        """The teacher, with `teacher_source` and `max_length` applied."""
-        return self._spec("teacher", self.specs.teacher)
+        """The teacher, the first of several, with `teacher_source` and `max_length` applied."""
+        return self.teacher_specs[0]
+
+    @property
+    def teacher_specs(self) -> tuple[TeacherSpec, ...]:
+        """All teachers in order, at least one. A method without teacher trains without them (see `needs_teacher`)."""
+        return self._spec("teacher", self.specs.teachers or None)
+
+    @property
+    def teacher_names(self) -> str:
+        """The teachers' names in one word, such as `minilm-l6` or `mpnet-base+minilm-l6`."""
+        return "+".join(spec.name for spec in self.teacher_specs)
 
     @property
     def student_spec(self) -> StudentSpec:
@@ -125,17 +137,24 @@ class ResolvedParams(_Vocabulary):
         return spec
 
     @property
+    def needs(self) -> Needs:
+        """What the method reads (see methods.base.Needs); for a notebook without a method, one teacher's vectors."""
+        return methods.needs(self.method, self.method_config) if "method" in self.values else Needs()
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the method reads teacher vectors; True for a notebook without a method."""
-        return methods.needs(self.method, self.method_config).teachers != (0, 0) if "method" in self.values else True
+        return self.needs.teachers != (0, 0)
 
     def check_available(self) -> None:
         """Raises TalasError when a model or corpus that this notebook loads cannot be had here. Downloads nothing."""
         loads = notebook_schema(self.notebook).loads
         if "corpus" in loads:
             check_available(self.corpus_spec)
-        if "teacher" in loads and self.needs_teacher:
-            check_available(self.teacher_spec)
+        caches = "teacher" in loads and "student" not in loads  # then the teacher is loaded whatever trains
+        if "teacher" in loads and (self.needs_teacher or caches):
+            for teacher in self.teacher_specs:
+                check_available(teacher)
         if "student" in loads:
             check_available(self.student_spec)
 
@@ -159,9 +178,9 @@ class ResolvedParams(_Vocabulary):
 
     @property
     def run_id(self) -> str:
-        """`<student>--<teacher>--<method>--<optimizer>--s<seed>--<hash8 of run_config>`."""
+        """`<student>--<teacher>--<method>--<optimizer>--s<seed>--<hash8 of run_config>`; two teachers: `<one>+<two>`."""
         config = self.run_config()
-        names = (self.student_spec.name, self.teacher_spec.name, self.method, self.optimizer_spec.name)
+        names = (self.student_spec.name, self.teacher_names, self.method, self.optimizer_spec.name)
         return "--".join((*names, f"s{self.seed}", config_hash(config)[:8]))
 
     def given_values(self) -> dict[str, Any]:
@@ -171,10 +190,14 @@ class ResolvedParams(_Vocabulary):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: notebook, values, given, origins, unused and specs; `from_dict` reads it back."""
-        specs = {name: spec.model_dump(mode="json") for name, spec in vars(self.specs).items() if spec is not None}
+        specs: dict[str, Any] = {}
+        for name, spec in self.specs.named():
+            specs.setdefault(name, spec.model_dump(mode="json"))
+        if len(self.specs.teachers) > 1:
+            specs["teachers"] = [spec.model_dump(mode="json") for spec in self.specs.teachers]
         plain = {name: copy.deepcopy(dict(getattr(self, name))) for name in ("values", "given", "origins", "unused")}
         return {"notebook": self.notebook, **plain, "specs": specs}
 
     def summary(self) -> str:
         """A table of the values with their origins, for the notebook's first output."""
-        return summary_table(self.values, self.origins, self.unused, vars(self.specs))
+        return summary_table(self.values, self.origins, self.unused, self.specs.named())

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from talas_lib import methods
 from talas_lib.errors import TalasError
-from talas_lib.params import loading
+from talas_lib.params import loading, teachers
 from talas_lib.params.cells import read_given
 from talas_lib.params.notebooks import NotebookSchema, notebook_schema
 from talas_lib.params.recipe import default_min_lr
@@ -63,16 +63,25 @@ def resolve(notebook: str, values: Mapping[str, Any], *, passed: frozenset[str] 
     given = {p.name: copy.deepcopy(p.check(values.get(p.name, p.default))) for p in schema.parameters}
     _check_together(given)
     unused = dict.fromkeys(sorted(elsewhere), f"not a parameter of {notebook}")
-    filled, specs, files = _fill_in(given, unused)
-    origins = _origins(schema, given, filled, files, frozenset(values) if passed is None else passed)
+    explicit = _explicit(schema, given, frozenset(values) if passed is None else passed)
+    filled, specs, files = _fill_in(given, explicit, unused)
+    if specs.teachers and specs.method is not None and (specs.student is not None or "method" in explicit):
+        teachers.check_count(given["method"], specs.method, specs.teachers)
+    origins = {name: "given" if name in explicit else files.get(name, "default") for name in schema.names}
+    if given.get("teachers"):
+        del given["teacher"]  # the list has taken its place
     return _frozen(notebook, filled, given, origins, unused, specs)
 
 
 def from_dict(saved: Mapping[str, Any], run_config: Mapping[str, Any] | None = None) -> ResolvedParams:
-    """`to_dict` read back, without looking at the params files again; run_config: as recorded beside it."""
-    specs = saved["specs"]
+    """`to_dict` read back, without looking at the params files again; run_config: as recorded beside it.
+
+    A parameter that the notebook has got since then counts with its default.
+    """
+    specs = dict(saved["specs"])
+    several = specs.pop("teachers", None) or [specs[name] for name in ("teacher",) if name in specs]
+    specs.pop("teacher", None)
     readers: dict[str, type[BaseModel]] = {
-        "teacher": TeacherSpec,
         "student": StudentSpec,
         "corpus": CorpusSpec,
         "tasks": TaskSuiteSpec,
@@ -81,7 +90,12 @@ def from_dict(saved: Mapping[str, Any], run_config: Mapping[str, Any] | None = N
     if "method" in specs:
         readers["method"] = methods.config_class(saved["values"]["method"])
     read: dict[str, Any] = {name: readers[name].model_validate(spec) for name, spec in specs.items()}
+    read["teachers"] = tuple(TeacherSpec.model_validate(spec) for spec in several)
     values, given, origins, unused = (dict(saved[name]) for name in ("values", "given", "origins", "unused"))
+    for parameter in notebook_schema(saved["notebook"]).parameters:
+        if parameter.name not in values:
+            values[parameter.name] = given[parameter.name] = copy.deepcopy(parameter.default)
+            origins[parameter.name] = "default"
     return _frozen(saved["notebook"], values, given, origins, unused, Specs(**read), run_config)
 
 
@@ -111,13 +125,17 @@ def _check_together(given: Mapping[str, Any]) -> None:
         raise TalasError(f"min_lr is {min_lr}, above lr, {lr}: it is where the schedule ends. Accepted: 0 to lr")
 
 
-def _fill_in(given: Mapping[str, Any], unused: dict[str, str]) -> tuple[dict[str, Any], Specs, dict[str, str]]:
+def _fill_in(
+    given: Mapping[str, Any], explicit: frozenset[str], unused: dict[str, str]
+) -> tuple[dict[str, Any], Specs, dict[str, str]]:
     """Values with every None from a file replaced, the specs, and the file behind each value filled in."""
     values, files = dict(given), dict[str, str]()
-    teacher = student = corpus = tasks = method = optimizer = None
+    taught: tuple[TeacherSpec, ...] = ()
+    student = corpus = tasks = method = optimizer = None
     if "teacher" in given:
-        teacher = loading.load_teacher(given["teacher"], given.get("teacher_source"))
-        teacher = _with(teacher, max_length=given.get("max_length"))
+        taught = teachers.teacher_specs(given, explicit)
+    if given.get("teachers"):
+        values["teacher"], files["teacher"] = given["teachers"][0], "teachers"
     if "student" in given:
         student = loading.load_student(given["student"], given.get("student_source"))
         student = _with(student, pooling=given.get("pooling"), max_length=given.get("max_length"))
@@ -129,7 +147,7 @@ def _fill_in(given: Mapping[str, Any], unused: dict[str, str]) -> tuple[dict[str
         method = loading.load_method(given["method"], given["method_params"])
     if "optimizer" in given:
         optimizer = _optimizer(given, unused)
-    sources: dict[str, TeacherSpec | StudentSpec | OptimizerSpec | None] = {
+    sources: dict[str, StudentSpec | OptimizerSpec | None] = {
         "pooling": student,
         **dict.fromkeys(OPTIMIZER_SETTINGS["asam"], optimizer),
     }
@@ -139,7 +157,7 @@ def _fill_in(given: Mapping[str, Any], unused: dict[str, str]) -> tuple[dict[str
             files[name] = f"{_folder(spec)}/{spec.name}"
     if "min_lr" in values and values["min_lr"] is None:
         values["min_lr"], files["min_lr"] = default_min_lr(values["lr"]), "lr"
-    return values, Specs(teacher, student, corpus, tasks, method, optimizer), files
+    return values, Specs(taught, student, corpus, tasks, method, optimizer), files
 
 
 def _optimizer(given: Mapping[str, Any], unused: dict[str, str]) -> OptimizerSpec:
@@ -155,7 +173,7 @@ def _optimizer(given: Mapping[str, Any], unused: dict[str, str]) -> OptimizerSpe
     return _with(spec, **changes)
 
 
-C = TypeVar("C", TeacherSpec, StudentSpec, OptimizerSpec)
+C = TypeVar("C", StudentSpec, OptimizerSpec)
 
 
 def _with(spec: C, **changes: Any) -> C:
@@ -164,22 +182,12 @@ def _with(spec: C, **changes: Any) -> C:
 
 
 def _folder(spec: BaseModel) -> str:
-    return {TeacherSpec: "teachers", StudentSpec: "students", OptimizerSpec: "optimizers"}[type(spec)]
+    return {StudentSpec: "students", OptimizerSpec: "optimizers"}[type(spec)]
 
 
-def _origins(
-    schema: NotebookSchema,
-    given: Mapping[str, Any],
-    filled: Mapping[str, Any],
-    files: Mapping[str, str],
-    passed: frozenset[str],
-) -> dict[str, str]:
-    """`given` for what was passed or differs from the default, else the file behind it, else `default`."""
+def _explicit(schema: NotebookSchema, given: Mapping[str, Any], passed: frozenset[str]) -> frozenset[str]:
+    """Names that were passed or differ from the notebook's default."""
     defaults = {p.name: p.default for p in schema.parameters}
-    origins = {}
-    for name in schema.names:
-        if given[name] is not None and (name in passed or given[name] != defaults[name]):
-            origins[name] = "given"
-        else:
-            origins[name] = files.get(name, "default")
-    return origins
+    return frozenset(
+        name for name in schema.names if given[name] is not None and (name in passed or given[name] != defaults[name])
+    )

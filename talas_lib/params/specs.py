@@ -100,6 +100,8 @@ METRICS = {
     "pair": "average_precision",
     "similarity": "spearman",
     "retrieval": "ndcg_at_10",
+    "clustering": "v_measure",
+    "regression": "r2",
 }
 
 
@@ -110,8 +112,8 @@ class TaskSpec(Spec):
     in_domain: whether its texts come from the corpus's sources, None when the question has no answer.
     """
 
-    kind: Literal["classification", "pair", "similarity", "retrieval"]
-    metric: Literal["macro_f1", "average_precision", "spearman", "ndcg_at_10"]
+    kind: Literal["classification", "pair", "similarity", "retrieval", "clustering", "regression"]
+    metric: Literal["macro_f1", "average_precision", "spearman", "ndcg_at_10", "v_measure", "r2"]
     builder: str
     options: dict[str, Any] = Field(default_factory=dict)
     in_domain: bool | None = None
@@ -156,7 +158,9 @@ class OptimizerSpec(Spec):
     rho: radius of the perturbation. eta: floor under |w| in ASAM's scaling. bias_mode: ASAM scales biases by
     |w| (`abs`) or not at all (`identity`). perturb_heads: heads are perturbed with the student. same_dropout:
     the second pass repeats the masks of the first. variance_weight: DISAM's lambda. None where the kind has
-    no such setting.
+    no such setting. ascent_stride, ascent_one_view, ascent_every: a cheaper direction, from every so many-th
+    sentence, from one dropout view, found anew only every so many steps (sharpness_aware.Approximation); the
+    defaults are exact.
     """
 
     kind: Literal["adamw", "sam", "asam", "disam"]
@@ -166,12 +170,22 @@ class OptimizerSpec(Spec):
     perturb_heads: bool | None = None
     same_dropout: bool | None = None
     variance_weight: float | None = Field(default=None, ge=0)
+    ascent_stride: int = Field(default=1, ge=1)
+    ascent_one_view: bool = False
+    ascent_every: int = Field(default=1, ge=1)
     notes: str = ""
 
     @property
+    def approximation(self) -> dict[str, Any]:
+        """What makes the ascent cheaper than the exact one; empty for the exact one."""
+        fields = type(self).model_fields
+        names = [name for name in fields if name.startswith("ascent_")]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != fields[name].default}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """The settings that mean something for this kind."""
-        return {name: getattr(self, name) for name in OPTIMIZER_SETTINGS[self.kind]}
+        """The settings that mean something for this kind; those of an approximate ascent where there is one."""
+        return {name: getattr(self, name) for name in OPTIMIZER_SETTINGS[self.kind]} | self.approximation
 
     @model_validator(mode="after")
     def _settings_fit_kind(self) -> OptimizerSpec:
@@ -182,18 +196,29 @@ class OptimizerSpec(Spec):
         ]
         if missing:
             raise ValueError(f"optimizer kind {self.kind} needs {', '.join(missing)}")
+        if self.kind == "adamw":
+            foreign += list(self.approximation)
         if foreign:
             raise ValueError(f"optimizer kind {self.kind} has no {', '.join(foreign)}")
+        if self.same_dropout and self.approximation:
+            raise ValueError(
+                f"same_dropout has no meaning with {', '.join(self.approximation)}: the passes run on other batches"
+            )
         return self
 
 
 @dataclass(frozen=True)
 class Specs:
-    """What the names stand for; None where the notebook has no such parameter."""
+    """What the names stand for; None, and no teachers, where the notebook has no such parameter."""
 
-    teacher: TeacherSpec | None = None
+    teachers: tuple[TeacherSpec, ...] = ()
     student: StudentSpec | None = None
     corpus: CorpusSpec | None = None
     tasks: TaskSuiteSpec | None = None
     method: BaseModel | None = None
     optimizer: OptimizerSpec | None = None
+
+    def named(self) -> list[tuple[str, BaseModel]]:
+        """(name of the parameter, spec) of all that is there; several teachers all bear the name `teacher`."""
+        others = ((name, getattr(self, name)) for name in ("student", "corpus", "tasks", "method", "optimizer"))
+        return [*(("teacher", spec) for spec in self.teachers), *((n, spec) for n, spec in others if spec is not None)]

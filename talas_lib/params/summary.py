@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from talas_lib.params.sources import ResolvedSource, resolve_source
 from talas_lib.params.specs import CorpusSpec, OptimizerSpec, StudentSpec, TeacherSpec
-from talas_lib.params.vocabulary import float_literal
+from talas_lib.params.vocabulary import VOCABULARY, float_literal
 
 
 def summary_table(
     values: Mapping[str, Any],
     origins: Mapping[str, str],
     unused: Mapping[str, str],
-    specs: Mapping[str, BaseModel | None],
+    specs: Iterable[tuple[str, BaseModel]],
 ) -> str:
     """Plain text: one line a parameter with its origin, then the models and settings the names stand for."""
     rows = [(name, _shown(value), _origin(origins[name])) for name, value in values.items() if name not in unused]
@@ -24,12 +24,12 @@ def summary_table(
     value_width = min(28, max(len(value) for _, value, _ in rows))
     lines = [f"{name:<{name_width}}  {value:<{value_width}}  {origin}".rstrip() for name, value, origin in rows]
     lines += [f"{name:<{name_width}}  not used: {reason}" for name, reason in unused.items()]
-    stated = [f"{name}: {_described(spec)}" for name, spec in specs.items() if spec is not None]
+    stated = [f"{name}: {_described(spec)}" for name, spec in specs]
     return "\n".join([*lines, "", *stated])
 
 
 def _origin(origin: str) -> str:
-    return f"params/{origin}.yaml" if "/" in origin else f"from {origin}" if origin == "lr" else origin
+    return f"params/{origin}.yaml" if "/" in origin else f"from {origin}" if origin in VOCABULARY else origin
 
 
 def _shown(value: Any) -> str:

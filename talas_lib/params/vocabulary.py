@@ -25,7 +25,7 @@ _FROM_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
 class Parameter:
     """One notebook parameter.
 
-    type: `str`, `int`, `float`, `bool`, `list` or `dict`. low and high: inclusive bounds for numbers; above:
+    type: `str`, `int`, `float`, `bool`, `list` (of names) or `dict`. low and high: inclusive bounds for numbers; above:
     an exclusive lower bound. choices: the accepted texts. optional: None is accepted, as it is wherever the
     default is None; the value then comes from a params file or from another parameter (see help).
     """
@@ -81,7 +81,7 @@ class Parameter:
             "int": "a whole number",
             "float": "a number",
             "bool": "True or False",
-            "list": "a list",
+            "list": "a list of names",
             "dict": "a mapping",
         }
         return words[self.type] + (" or None" if self.optional else "")
@@ -143,6 +143,17 @@ def _check_container(parameter: Parameter, value: Any) -> Any:
     raise parameter._wrong(value, _not_a_literal(parameter, value))
 
 
+def _check_names(parameter: Parameter, value: Any) -> list[str]:
+    for item in _check_container(parameter, value):
+        if not isinstance(item, str) or not item.strip():
+            kind = type(item).__name__
+            raise TalasError(
+                f"{parameter.name} has the entry {item!r} ({kind}), expected names, such as {parameter.name}: [one, two];"
+                " put digits in quotes"
+            )
+    return [item.strip() for item in value]
+
+
 def _not_a_literal(parameter: Parameter, value: Any) -> str:
     if isinstance(value, (str, int, float, bool, list, dict, tuple)):
         return (
@@ -156,7 +167,7 @@ _CHECKS: dict[str, Callable[[Parameter, Any], Any]] = {
     "int": _check_int,
     "float": _check_float,
     "bool": _check_bool,
-    "list": _check_container,
+    "list": _check_names,
     "dict": _check_container,
 }
 
@@ -209,6 +220,7 @@ _PARAMETERS = (
         "teacher", "str", "minilm-l6", "a file of params/teachers, or a model folder of yours such as ./my_teacher"
     ),
     Parameter("teacher_source", "str", None, "a local folder with the teacher, instead of its file's source"),
+    Parameter("teachers", "list", [], "several teachers, such as [mpnet-base, minilm-l6], instead of the one"),
     Parameter("student", "str", "minilm-l3", "a file of params/students"),
     Parameter("student_source", "str", None, "a local folder with the student, instead of its file's source"),
     Parameter("corpus", "str", "mini", "a file of params/corpora, or a .txt, .csv or .jsonl file of yours"),
@@ -253,7 +265,9 @@ _PARAMETERS = (
     Parameter("checkpoint_every", "int", 200, "steps between resumable checkpoints", low=1),
     Parameter("probe_every", "int", 25, "steps between sharpness-aware probes, 0 for none", low=0),
     Parameter("run", "str", "latest", "run id, or latest"),
-    Parameter("sharpness_batches", "int", 8, "fixed batches whose mean loss is analysed", low=1),
+    Parameter(
+        "sharpness_batches", "int", 8, "fixed batches whose mean loss is analysed, 0 in a preset for no analysis", low=0
+    ),
     Parameter("sharpness_batch_size", "int", 32, "sentences in each of them", low=2),
     Parameter("sharpness_tol", "float", 1.0e-3, "relative change at which the iteration stops", above=0, high=0.5),
     Parameter("sharpness_max_iter", "int", 100, "Hessian-vector products at most", low=1),
