@@ -1,7 +1,8 @@
-"""How well cheap ascent directions imitate ASAM's exact one: loss rise and turn, 1 - cos(g', g), at the same rho, and cost of a step.
+"""How well cheap ascent directions imitate ASAM's exact one, at the same rho, and what a step costs.
 
-    python -m benchmarks.ascent [--corpus mini] [--teacher minilm-l6] [--rho 0.05] [--batches 12] [--train 150] [--out results/bench]
+    python -m benchmarks.ascent [--corpus mini] [--teacher minilm-l6] [--rho 0.05 0.5] [--batches 16] [--train 150]
 
+Two figures say how far a direction gets: the loss rise, and the turn of the gradient, 1 - cos(g', g).
 At two points of a training run (untrained student; after `--train` exact ASAM steps) every approximation finds its direction on
 the same batches, with dropout as in training. The rise L(w + eps) - L(w) and the cosine are then taken on the whole batch without
 dropout, the same function for all. The cost is measured in turn on the same batches, as a multiple of an AdamW step.

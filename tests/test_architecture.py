@@ -17,8 +17,8 @@ MAX_LINES = 400
 
 # A module imports from its own row and the rows above it. What is not named here is an edge and may import anything.
 ROWS = (
-    "pooling losses reduction relation_losses token_losses experts alignment sharpness_aware curvature hessian packed"
-    " metrics probes uncertainty collapse",
+    "pooling losses reduction relation_losses token_losses experts alignment sharpness_aware curvature curvature_estimate"
+    " hessian packed metrics probes uncertainty collapse",
     "files cache_files blocks encoders tokenization static_encoder model_folders tiny tiny_texts texts"
     " item_results signal_files teacher_cache alignment_cache corpora tasks assets asset_registry checkpoints",
     "methods",

@@ -122,7 +122,7 @@ def imported() -> Iterator[tuple[str, str]]:
 
 def test_every_import_is_declared() -> None:
     distributions = metadata.packages_distributions()
-    names = declared()
+    names = declared("gpu")
     missing = [
         (file, package)
         for file, package in imported()

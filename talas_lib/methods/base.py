@@ -153,7 +153,8 @@ class Preparation:
     """What a method may look at once, before training: the caches and the untrained student.
 
     sentences: size of the corpus; teachers: functions of row numbers that give float32 `[rows, d_T]`; student: the same
-    for the untrained student's sentence vectors, evaluation mode, `[rows, d_S]` (computed when called); batch_size: sentences a step.
+    for the untrained student's sentence vectors, evaluation mode, `[rows, d_S]` (computed when called); batch_size:
+    sentences a step.
     """
 
     sentences: int

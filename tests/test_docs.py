@@ -1,0 +1,101 @@
+"""What the pages under docs name is there, and what is there is named."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_architecture import PACKAGE, ROWS, modules, room
+
+from talas_lib import methods, params
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+METHOD, ARCHITECTURE = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("method", "architecture"))
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables of a page, as rows of cells, without their rule."""
+    found, rows = [], list[list[str]]()
+    for line in [*text.splitlines(), ""]:
+        if re.match(r" {0,3}\|", line):
+            rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]])
+        elif rows:
+            found.append([row for row in rows if not set(row[0]) <= set("-: ")])
+            rows = []
+    return found
+
+
+def table(text: str, first: str) -> list[list[str]]:
+    """The body of the one table whose first column has this heading."""
+    (found,) = [rows[1:] for rows in tables(text) if rows[0][0] == first]
+    return found
+
+
+def named(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_tables_are_whole() -> None:
+    for page in DOCS.glob("*.md"):
+        for rows in tables(page.read_text(encoding="utf-8")):
+            assert {len(row) for row in rows} == {len(rows[0])}, (page.name, rows[0])
+
+
+def test_the_module_table_is_the_direction_of_imports() -> None:
+    rows = table(ARCHITECTURE, "row")
+    found = [{name.rstrip("/") for name in named(cells)} for _, cells in rows]
+    found[2] &= {"methods"}  # named with a word about what is inside
+    edges = {room(file) for file in modules()} - {"__init__", "errors"} - {n for names in ROWS for n in names.split()}
+    assert found == [*(set(names.split()) for names in ROWS), edges]
+
+
+def test_every_method_has_a_row_and_a_section() -> None:
+    rows = table(METHOD, "method")
+    assert sorted(named(row[0])[0] for row in rows) == methods.available()
+    sections = [name for line in METHOD.splitlines() if line.startswith("#") for name in named(line)]
+    assert sorted(sections) == methods.available()
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_the_table_says_what_the_method_asks_for(name: str) -> None:
+    _, signal, _, _, views, strong = next(row for row in table(METHOD, "method") if named(row[0]) == [name])
+    config = params.load_method(name)
+    if strong != "-":
+        assert params.load_method(name, yaml.safe_load(named(strong)[0])) != config
+    if methods.builds_student(name):
+        return
+    needs = methods.needs(name, config)
+    assert ("vector" in signal) == (needs.teachers[0] > 0 and name != "emo")  # whose loss reads tokens only
+    assert ("token states" in signal) == bool(needs.teacher_tokens)
+    assert ("attention" in signal) == bool(needs.teacher_attention)
+    assert ("pairs" in signal) == (needs.alignment is not None)
+    assert needs.alignment is None or needs.alignment in named(signal)
+    sizes = {"student_dim": 8, "teacher_dims": (8,) * max(needs.teachers[0], 1), "num_layers": 3}
+    method = methods.method_class(name)(config, **sizes, generator=torch.Generator())  # type: ignore[call-arg]
+    assert views.endswith(str(method.views))
+
+
+def test_the_functions_of_the_table_of_terms_are_there() -> None:
+    for *_, functions in table(METHOD, "term"):
+        for name in named(functions):
+            path, _, attribute = name.rpartition(".")
+            assert callable(getattr(importlib.import_module(f"talas_lib.{path}"), attribute)), name
+
+
+def test_every_optimizer_is_described() -> None:
+    section = METHOD[METHOD.index("## Optimizers") : METHOD.index("## The largest eigenvalue")]
+    assert set(params.available("optimizers")) <= set(named(section))
+
+
+def test_other_files_that_the_pages_name_are_there() -> None:
+    root = PACKAGE.parent
+    for page in DOCS.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (DOCS / link).exists(), (page.name, link)
+        for path in re.findall(r"`((?:talas_lib|tests|params|notebooks)/[\w/.]+)`", text):
+            assert (root / path).exists() or "mine" in path, (page.name, path)
