@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from talas_lib.curvature import EigenResult
@@ -25,7 +26,7 @@ def top_eigenvalue(
     """Estimate the algebraic largest eigenvalue of the Hessian of the mean of `losses`.
 
     Lanczos with full reorthogonalisation on products by differences of gradients, stopped as soon as the Ritz value is settled:
-    it has risen by less than tol / 4 over the last two steps, and min(r, r^2 / gap), a bound of its error by the residual r
+    it has risen by less than tol / 2 in the last step, and min(r, r^2 / gap), a bound of its error by the residual r
     as far as the gap to the next Ritz value is the true one, is below tol / 2. The value returned is the
     Rayleigh quotient of the vector under the exact Hessian (one product by double backward), so that errors of the differences
     enter it in second order only, and the residual is exact too.
@@ -48,7 +49,8 @@ def top_eigenvalue(
         raise ValueError(f"max_iter={max_iter}, tol={tol}: at least 2 steps and a positive tolerance are needed")
     started = time.perf_counter()
     cheap = difference_operator(losses, parameters, step=step)
-    vector, converged, steps = _lanczos(cheap.matvec, cheap.shape[0], seed=seed, tol=tol, max_iter=max_iter)
+    kept = np.dtype(np.float64 if cheap.parameters[0].dtype == torch.float64 else np.float32)
+    vector, converged, steps = _lanczos(cheap.matvec, cheap.shape[0], seed=seed, tol=tol, max_iter=max_iter, dtype=kept)
     product = hvp_operator(losses, parameters).matvec(vector)
     value = float(vector @ product)
     residual = float(np.linalg.norm(product - value * vector)) / abs(value) if value else math.inf
@@ -65,20 +67,23 @@ def top_eigenvalue(
     )
 
 
-def _lanczos(matvec, size: int, *, seed: int, tol: float, max_iter: int) -> tuple[np.ndarray, bool, int]:  # type: ignore[no-untyped-def]
-    """(unit Ritz vector of the largest value, whether its value is settled, steps)."""
+def _lanczos(
+    matvec: Callable[[np.ndarray], np.ndarray], size: int, *, seed: int, tol: float, max_iter: int, dtype: np.dtype
+) -> tuple[np.ndarray, bool, int]:
+    """(unit Ritz vector of the largest value, float64; whether its value is settled; steps). The basis is kept in `dtype`."""
+    basis = np.empty((min(max_iter, size), size), dtype=dtype)
     start = np.random.default_rng(seed).standard_normal(size)
-    basis = [start / np.linalg.norm(start)]
+    basis[0] = start / np.linalg.norm(start)
     diagonal: list[float] = []
     off: list[float] = []
     tops: list[float] = []
     settled = False
     while True:
-        product = matvec(basis[-1])
-        diagonal.append(float(basis[-1] @ product))
+        known = basis[: len(diagonal) + 1]
+        product = np.asarray(matvec(known[-1]), dtype=dtype)
+        diagonal.append(float(known[-1] @ product))
         for _ in range(2):  # twice is enough
-            for known in basis:
-                product = product - (known @ product) * known
+            product -= (known @ product) @ known
         beta = float(np.linalg.norm(product))
         values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
         top, weights = values[-1], vectors[:, -1]
@@ -87,10 +92,10 @@ def _lanczos(matvec, size: int, *, seed: int, tol: float, max_iter: int) -> tupl
             residual = beta * abs(weights[-1])
             gap = top - values[-2]
             error = min(residual, residual**2 / gap) if gap > 0 else residual
-            settled = bool(error <= tol / 2 * abs(top) and top - tops[-3] <= tol / 4 * abs(top))
-        exhausted = beta <= 1e-12 * max(abs(top), 1e-300)
-        if settled or exhausted or len(diagonal) == min(max_iter, size):
-            found = sum(weight * known for weight, known in zip(weights, basis, strict=True))
+            settled = bool(error <= tol / 2 * abs(top) and top - tops[-2] <= tol / 2 * abs(top))
+        exhausted = beta <= 10 * np.finfo(dtype).eps * max(map(abs, diagonal))
+        if settled or exhausted or len(diagonal) == len(basis):
+            found = weights @ known.astype(np.float64)
             return found / np.linalg.norm(found), settled or exhausted, len(diagonal)
         off.append(beta)
-        basis.append(product / beta)
+        basis[len(diagonal)] = product / beta

@@ -222,17 +222,18 @@ class DifferenceOperator(HessianOperator):
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
-        vector = np.asarray(x, dtype=np.float64).reshape(-1)
+        vector = np.asarray(x).reshape(-1)
         length = float(np.linalg.norm(vector))
         if length == 0.0:
             return np.zeros(self.shape[0])
         here = self._gradient_here()
-        pieces = np.split(vector / length, np.cumsum(self._sizes)[:-1])
+        pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
         saved = [parameter.detach().clone() for parameter in self.parameters]
         try:
             with torch.no_grad():
                 for parameter, piece in zip(self.parameters, pieces, strict=True):
-                    parameter.add_(torch.from_numpy(piece).to(parameter).view_as(parameter), alpha=self.step)
+                    along = torch.from_numpy(np.ascontiguousarray(piece)).to(parameter).view_as(parameter)
+                    parameter.add_(along, alpha=self.step / length)
             there = self._mean_gradient()
         finally:
             with torch.no_grad():
@@ -250,8 +251,9 @@ class DifferenceOperator(HessianOperator):
         return self._base[1]
 
     def _mean_gradient(self) -> np.ndarray:
+        """Flat, in the parameters' own precision."""
         parts = mean_gradient(self.losses, self.parameters)
-        return np.concatenate([part.double().cpu().numpy().reshape(-1) for part in parts])
+        return np.concatenate([part.cpu().numpy().reshape(-1) for part in parts])
 
 
 def difference_operator(
