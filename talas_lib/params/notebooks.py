@@ -83,6 +83,7 @@ _NOTEBOOKS = (
     NotebookSchema("04_evaluate", ("run", "tasks", "device")),
     NotebookSchema("05_sharpness", ("run", *_SHARPNESS, "seed", "device")),
     NotebookSchema("06_compare", (*_TRAIN, "grid", "tasks", "report")),
+    NotebookSchema("07_efficiency", ("run_benchmarks",)),
 )
 _BY_NAME = {schema.name: schema for schema in _NOTEBOOKS}
 

@@ -60,6 +60,7 @@ class _Vocabulary:
     sharpness_tol: float
     sharpness_max_iter: int
     report: str | None
+    run_benchmarks: bool
     grid: dict[str, list[Any]]
 
 

@@ -272,6 +272,7 @@ _PARAMETERS = (
     Parameter("sharpness_tol", "float", 1.0e-3, "relative change at which the iteration stops", above=0, high=0.5),
     Parameter("sharpness_max_iter", "int", 100, "Hessian-vector products at most", low=1),
     Parameter("report", "str", None, "name of the report folder, None to write none"),
+    Parameter("run_benchmarks", "bool", False, "measure everything anew first, about 15 minutes of an idle machine"),
     Parameter("grid", "dict", {}, "lists to vary, such as {optimizer: [asam, adamw], seed: [42, 43]}"),
 )
 VOCABULARY: dict[str, Parameter] = {parameter.name: parameter for parameter in _PARAMETERS}

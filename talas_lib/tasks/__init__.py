@@ -2,7 +2,10 @@
 
 from talas_lib.tasks.data import (
     Classification,
+    Clustering,
+    PairRegression,
     Pairs,
+    Regression,
     Retrieval,
     Similarity,
     Sources,
@@ -15,7 +18,10 @@ from talas_lib.tasks.suite import BUILDERS, load_tasks, needed_assets
 __all__ = [
     "BUILDERS",
     "Classification",
+    "Clustering",
+    "PairRegression",
     "Pairs",
+    "Regression",
     "Retrieval",
     "Similarity",
     "Sources",

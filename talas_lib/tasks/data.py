@@ -1,4 +1,4 @@
-"""The four kinds of evaluation data and the task around them. Rows of a test split come in no meaningful order."""
+"""The kinds of evaluation data and the task around them. Rows of a test split come in no meaningful order."""
 
 from __future__ import annotations
 
@@ -117,7 +117,90 @@ class Retrieval:
         return {"queries": len(self), "documents": len(self.documents), "relevant": gains}
 
 
-TaskData = Classification | Pairs | Similarity | Retrieval
+@dataclass(frozen=True)
+class Clustering:
+    """Labelled texts to be grouped without their labels, of which there are at least two."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    kind: ClassVar[str] = "clustering"
+
+    def __post_init__(self) -> None:
+        if self.texts and len(set(self.labels)) < 2:
+            raise TalasError(
+                f"all {len(self)} texts to cluster have the label {self.labels[0]!r}; two labels are needed"
+            )
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        return self.texts
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return self.texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"texts": len(self), "labels": len(set(self.labels))}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Texts with a human rating: a ridge regression is fitted on the train split and scored on the test split."""
+
+    train_texts: tuple[str, ...]
+    train_scores: tuple[float, ...]
+    test_texts: tuple[str, ...]
+    test_scores: tuple[float, ...]
+
+    kind: ClassVar[str] = "regression"
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        return self.train_texts + self.test_texts
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return self.test_texts
+
+    def __len__(self) -> int:
+        return len(self.test_texts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": len(self.train_texts), "test": len(self)}
+
+
+@dataclass(frozen=True)
+class PairRegression:
+    """Pairs of texts with a human score, in a train and a test split: the regression sees |u - v| and u * v."""
+
+    train: Similarity
+    test: Similarity
+
+    kind: ClassVar[str] = "regression"
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        return self.train.all_texts + self.test.all_texts
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return self.test.all_texts
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": len(self.train), "test": len(self)}
+
+
+TaskData = Classification | Pairs | Similarity | Retrieval | Clustering | Regression | PairRegression
 
 
 @dataclass(frozen=True)
@@ -153,7 +236,7 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """classification, pair, similarity or retrieval."""
+        """classification, pair, similarity, retrieval, clustering or regression."""
         return self.data.kind
 
     @property
@@ -164,6 +247,8 @@ class Task:
     @property
     def sha256(self) -> str:
         """Identity of the content."""
+        if isinstance(self.data, PairRegression):
+            return content_sha256([dataclasses.asdict(self.data.train), dataclasses.asdict(self.data.test)])
         columns = dataclasses.fields(self.data)
         values = {column.name: getattr(self.data, column.name) for column in columns if column.name != "relevant"}
         if isinstance(self.data, Retrieval):

