@@ -80,7 +80,7 @@ _NOTEBOOKS = (
         loads=("teacher", "corpus"),
     ),
     NotebookSchema("03_train", _TRAIN, loads=("teacher", "student", "corpus")),
-    NotebookSchema("04_evaluate", ("run", "tasks", "device")),
+    NotebookSchema("04_evaluate", ("run", "tasks", "eval_precision", "device")),
     NotebookSchema("05_sharpness", ("run", *_SHARPNESS, "seed", "device")),
     NotebookSchema("06_compare", (*_TRAIN, "grid", "tasks", "report")),
     NotebookSchema("07_efficiency", ("run_benchmarks",)),

@@ -51,6 +51,7 @@ class _Vocabulary:
     weight_decay: float
     max_length: int | None  # as given; the specs say what each model keeps
     precision: str
+    eval_precision: str
     device: str
     checkpoint_every: int
     probe_every: int

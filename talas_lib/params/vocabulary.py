@@ -261,6 +261,7 @@ _PARAMETERS = (
         high=8192,
     ),
     Parameter("precision", "str", "fp32", "fp32 or bf16 (autocast, weights stay fp32)", choices=("fp32", "bf16")),
+    Parameter("eval_precision", "str", "fp32", "precision of the vectors that are scored", choices=("fp32", "bf16")),
     Parameter("device", "str", "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Parameter("checkpoint_every", "int", 200, "steps between resumable checkpoints", low=1),
     Parameter("probe_every", "int", 25, "steps between sharpness-aware probes, 0 for none", low=0),
