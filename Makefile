@@ -30,17 +30,15 @@ help:  ## this list
 	@echo "  TORCH_INDEX  where torch comes from. On Linux the default build carries CUDA, several GB; without a GPU take"
 	@echo "               TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "  WORKERS      processes of the tests ($(WORKERS))"
-	@echo "  ARGS         further arguments for pytest or jupyter lab, e.g. make test ARGS='-k losses'"
+	@echo "  ARGS         further arguments for pytest, jupyter lab or the benchmarks, e.g. make test ARGS='-k losses'"
 
 setup: $(READY)  ## make .venv and install the locked packages and torch (once, a few minutes)
 
 quickstart: $(READY)  ## distil the default pair, evaluate, measure sharpness, compare (under 8 minutes on 2 cores)
 	@$(RUN) python -m talas_lib quickstart
 
-bench: $(READY)  ## time steps, caching and eigenvalues against the usual ways (about ten idle minutes); writes results/bench
-	@$(RUN) python -m benchmarks.steps
-	@$(RUN) python -m benchmarks.encode
-	@$(RUN) python -m benchmarks.eigen
+bench: $(READY)  ## time and memory of all that is done here beside the usual ways (about 15 idle minutes); writes results/bench
+	@$(RUN) python -m benchmarks $(ARGS)
 
 test: $(READY)  ## tests but the slow and the browser ones; needs no network
 	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)

@@ -13,24 +13,28 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from talas_lib import losses
+from talas_lib.encoders import quiet
 
 
 class ReferenceTrainer:
-    """step(ids, teacher) trains on one batch: ids a list of token lists, teacher `[N, d_T]`. mean or CLS pooling."""
+    """step(ids, teacher) trains on one batch: ids a list of token lists, teacher `[N, d_T]`. mean or CLS pooling; layers as in
+    a student's file."""
 
     def __init__(
         self,
         folder: str,
         *,
-        layers: Sequence[int],
+        layers: Sequence[int] | None,
         teacher_dim: int,
         pooling: str,
         asam: bool,
         dropout: bool = True,
         seed: int = 0,
     ) -> None:
-        model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
-        model.encoder.layer = nn.ModuleList([model.encoder.layer[i] for i in layers])
+        with quiet():
+            model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        if layers is not None:
+            model.encoder.layer = nn.ModuleList([model.encoder.layer[i] for i in layers])
         model.pooler = None
         model.train(dropout)
         self.model, self.pooling = model, pooling

@@ -1,6 +1,6 @@
 """ms per training step: the library against the usual implementation, and against itself with less mathematics.
 
-    python -m benchmarks.steps [--steps 32] [--student minilm-l3] [--corpus mini] [--teacher-dim 768] [--out results/bench]
+    python -m benchmarks.steps [--steps 24] [--student minilm-l3] [--corpus mini] [--teacher-dim 768] [--out results/bench]
 
 Every variant runs the same batch before the next one does, so that a change of the machine's speed hits all alike; the table
 gives medians, and ratios pair by pair. Three variants are not TALAS as it stands: with the embeddings frozen, without the
@@ -157,8 +157,8 @@ def measure(work: Workload, steps: int, warmup: int, peak_size: int = 1536) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--warmup", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--student", default="minilm-l3")
     parser.add_argument("--teacher-dim", type=int, default=768)
     parser.add_argument("--corpus", default=None, help="default: talas15k where TALAS_DATA holds it, else mini")

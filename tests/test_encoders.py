@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from talas_lib import tiny
+from talas_lib import tiny, tokenization
 from talas_lib.blocks import keep_layers
 from talas_lib.encoders import Encoder, batches_by_length
 from talas_lib.errors import TalasError
@@ -257,3 +257,21 @@ def test_a_tiny_model_is_the_same_in_every_process(tmp_path, tiny_texts, arch):
     subprocess.run([sys.executable, "-c", code, arch, str(tmp_path / "there"), *tiny_texts], check=True)
     tiny.build(arch, tmp_path / "here", tiny_texts)
     assert folder_fingerprint(tmp_path / "there") == folder_fingerprint(tmp_path / "here")
+
+
+def test_many_texts_are_tokenised_in_parts(tiny_encoder_folder, tiny_texts, monkeypatch):
+    encoder = load(tiny_encoder_folder("bert"), "bert")
+    whole = encoder.tokenize(tiny_texts[:10])
+    monkeypatch.setattr(tokenization, "_AT_ONCE", 3)
+    parts = encoder.tokenize(tiny_texts[:10])
+    np.testing.assert_array_equal(parts.ids, whole.ids)
+    np.testing.assert_array_equal(parts.offsets, whole.offsets)
+    assert (parts.ids.dtype, parts.offsets.dtype) == (np.int32, np.int64)
+
+
+def test_a_text_without_tokens_is_named(tiny_encoder_folder, monkeypatch):
+    encoder = load(tiny_encoder_folder("bert"), "bert")
+    monkeypatch.setattr(tokenization, "_AT_ONCE", 2)
+    monkeypatch.setattr(tokenization.TextTokenizer, "_ids", lambda self, texts: [[5] * len(text) for text in texts])
+    with pytest.raises(TalasError, match="sentence 3 has no token: '' is empty after tokenisation"):
+        encoder.tokenize(["a", "bb", "c", "", "d"])
