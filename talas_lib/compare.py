@@ -108,10 +108,14 @@ def alarms(c: Comparison) -> dict[str, str]:
 
 
 def sharpness_table(c: Comparison) -> pd.DataFrame:
-    """One row a model and estimate: value, residual, iterations, converged. A student that no loss has made is left out."""
-    records = [(c.label(i), c.record(run, "sharpness")) for i, run in enumerate(c.members) if c.trained(i)]
-    if not records:
+    """One row a model and estimate: value, residual, iterations, converged. A student that no loss has made is left out.
+
+    Empty when no run has been measured, as with a preset of `sharpness_batches: 0`; TalasError when only some have.
+    """
+    trained = [(i, run) for i, run in enumerate(c.members) if c.trained(i)]
+    if not any(run.read_record("sharpness") for _, run in trained):
         return pd.DataFrame(columns=_SHARPNESS_COLUMNS)
+    records = [(c.label(i), c.record(run, "sharpness")) for i, run in trained]
     records.insert(0, ("untrained student", records[0][1]["untrained"]))
     return pd.DataFrame([{"model": label, **row} for label, record in records for row in record["rows"]])
 

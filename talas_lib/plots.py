@@ -69,7 +69,7 @@ def eigenvalues(table: pd.DataFrame) -> Figure:
     rows = table[(table["quantity"] == "lambda_max") & table["batch"].isna()]
     figure, axes = _axes(7.5, 4.2)
     if rows.empty:
-        axes.set_title("No eigenvalues: none of these students was trained on a loss")
+        axes.set_title("No eigenvalues: none of these runs has been measured, or none was trained on a loss")
         return figure
     sns.barplot(rows, x="model", y="value", hue="estimator", palette=["#56B4E9", "#E69F00"], ax=axes)
     lanczos = rows[rows["estimator"] == "lanczos"].set_index("model")["value"]
