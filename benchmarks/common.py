@@ -80,11 +80,12 @@ def default_corpus() -> str:
 
 
 def save(rows: Iterable[Mapping[str, object]], name: str, out: Path, **columns: object) -> pd.DataFrame:
-    """Write `<out>/<name>.csv`, every row with the revision and the CPU, and the figure that goes with it."""
+    """Write `<out>/<name>.csv`, every row with the revision and the CPU, and the figure that goes with it, if one does."""
     table = pd.DataFrame(rows).assign(**columns, git=git_revision(), cpu=cpu_name())
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / f"{name}.csv", index=False, float_format="%.7g")
-    plots.save(FIGURES[name](table), out / f"{name}.png")
+    if name in FIGURES:
+        plots.save(FIGURES[name](table), out / f"{name}.png")
     print(table.drop(columns=["git", "cpu", *columns]).to_string(index=False))
     return table
 

@@ -163,20 +163,30 @@ class Encoder(nn.Module):
         attention weights as `states` gives them. With CLS pooling a BERT-like model computes its last block at the first
         token only.
         """
+        count = len(layout.lengths)
+        ids, layout = self._filled(ids, layout)
         if self._at_first_token(self.pooling) and -1 not in tokens and not attention:
             hidden = first_token_states(self.model, ids, self._positions(layout), layout)
-            layers = (*(pool(at_least_fp32(h), layout, "cls") for h in hidden[:-1]), at_least_fp32(hidden[-1]))
-            return layers, {k: layout.pad(at_least_fp32(hidden[k])) for k in tokens}, {}
-        hidden, weights = self.states(ids, layout, attention)
-        layers = tuple(pool(at_least_fp32(h), layout, self.pooling) for h in hidden)
-        padded = {k: layout.pad(at_least_fp32(hidden[k])) for k in tokens}
-        return layers, padded, {k: at_least_fp32(w) for k, w in weights.items()}
+            weights: dict[int, Tensor] = {}
+            vectors = [*(pool(at_least_fp32(h), layout, "cls") for h in hidden[:-1]), at_least_fp32(hidden[-1])]
+        else:
+            hidden, weights = self.states(ids, layout, attention)
+            vectors = [pool(at_least_fp32(h), layout, self.pooling) for h in hidden]
+        padded = {k: layout.pad(at_least_fp32(hidden[k]))[:count] for k in tokens}
+        return tuple(v[:count] for v in vectors), padded, {k: at_least_fp32(w)[:count] for k, w in weights.items()}
 
     def _sentence_vectors(self, ids: Tensor, layout: Layout, pooling: str) -> Tensor:
         """Pooled vectors of the last hidden state, fp32 `[B, dim]`."""
+        count = len(layout.lengths)
+        ids, layout = self._filled(ids, layout)
         if self._at_first_token(pooling):
-            return first_token_states(self.model, ids, self._positions(layout), layout)[-1].float()
-        return pool(self(ids, layout)[-1].float(), layout, pooling)
+            return first_token_states(self.model, ids, self._positions(layout), layout)[-1][:count].float()
+        return pool(self(ids, layout)[-1].float(), layout, pooling)[:count]
+
+    def _filled(self, ids: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        """With fillers (`Layout.filled`) where new shapes are costly: on a CPU in bf16, and without gradients."""
+        costly = ids.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled())
+        return layout.filled(ids) if costly and self.packed else (ids, layout)
 
     def _at_first_token(self, pooling: str) -> bool:
         return pooling == "cls" and self.packed and has_bert_blocks(self.model)

@@ -132,6 +132,20 @@ class Layout:
         saved = sum(len(g.lengths) * g.longest**2 for g in parts) < _WORTH_IT * len(self.lengths) * self.longest**2
         return tuple(parts) if saved else (self,)
 
+    def filled(self, ids: Tensor, multiple: int = 64) -> tuple[Tensor, Layout]:
+        """Ids and layout with filler sentences behind, none longer than the longest, up to a multiple of so many tokens.
+
+        A CPU's matrix library compiles a kernel for each new number of rows, in bf16 for a tenth of a training step; multiples
+        are few. The first `len(lengths)` sentences are what they were.
+        """
+        missing = -len(ids) % multiple
+        whole, rest = divmod(missing, self.longest)
+        fillers = [self.longest] * whole + [rest] * (rest > 0)
+        if not fillers:
+            return ids, self
+        lengths = torch.cat([self.lengths, torch.tensor(fillers, device=self.lengths.device)])
+        return torch.cat([ids, ids[:1].expand(missing)]), Layout(lengths, self.longest, self.bidirectional, self.watch)
+
     def twice(self) -> tuple[Layout, Tensor]:
         """The layout with every sentence doubled in place (1, 1, 2, 2, ...), and where its tokens come from, `[2 T]`."""
         double = Layout(self.lengths.repeat_interleave(2), self.longest, self.bidirectional)

@@ -275,3 +275,19 @@ def test_a_text_without_tokens_is_named(tiny_encoder_folder, monkeypatch):
     monkeypatch.setattr(tokenization.TextTokenizer, "_ids", lambda self, texts: [[5] * len(text) for text in texts])
     with pytest.raises(TalasError, match="sentence 3 has no token: '' is empty after tokenisation"):
         encoder.tokenize(["a", "bb", "c", "", "d"])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_fillers_change_no_vector(tiny_encoder_folder, tiny_texts, arch, pooling):
+    """Without gradients a batch is filled up to a multiple of 64 tokens; with gradients, in fp32, it is not."""
+    encoder = load(tiny_encoder_folder(arch), arch, pooling=pooling).eval()
+    ids, lengths = encoder.tokenize(tiny_texts[:7]).take(range(7))
+    layout = Layout.of(lengths)
+    plain, tokens, attention = encoder.pooled(ids, layout, (-1,), (-1,))
+    with torch.no_grad():
+        filled, more_tokens, more_attention = encoder.pooled(ids, layout, (-1,), (-1,))
+    assert encoder._filled(ids, layout)[1] is layout
+    torch.testing.assert_close(filled, plain)
+    torch.testing.assert_close(more_tokens, tokens)
+    torch.testing.assert_close(more_attention, attention)

@@ -146,3 +146,15 @@ def test_a_kernel_for_packed_sequences_gets_what_it_asks_for(causal):
     packed = [x[0].transpose(0, 1) for x in (q, k, v)]
     out = _unpadded_attention(kernel, packed, Layout.of(torch.tensor(UNEVEN)), causal, 0.0, 8**-0.5)
     torch.testing.assert_close(out, one_by_one(q, k, v, UNEVEN, causal)[0])
+
+
+@pytest.mark.parametrize("total", [64, 63, 1, 65, 90])
+def test_fillers_stand_behind_and_are_never_the_longest(total):
+    lengths = torch.tensor([5] * (total // 5) + [total % 5] * (total % 5 > 0))
+    ids, layout = torch.arange(7, 7 + total), Layout.of(lengths)
+    more, filled = layout.filled(ids)
+    assert len(more) % 64 == 0
+    assert len(more) == int(filled.lengths.sum()) < total + 64
+    assert torch.equal(more[:total], ids)
+    assert torch.equal(filled.lengths[: len(lengths)], lengths)
+    assert filled.longest == layout.longest >= int(filled.lengths.max())
