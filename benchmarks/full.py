@@ -2,8 +2,8 @@
 
     TALAS_DATA=... python -m benchmarks.full [--teacher mpnet-base] [--precision fp32] [--out results/bench]
 
-Not part of `make bench`: it takes about twenty minutes and needs the paper's corpus. The runs are ordinary runs below outputs/, so
-one that is finished is not trained again and its recorded time is taken. The teacher is cached before the clock starts.
+Not part of `make bench`: it takes about twenty minutes and needs the paper's corpus. The runs are ordinary ones below outputs/:
+one that is finished is not trained again, and its recorded time is taken. The teacher is cached before the clock starts.
 """
 
 from __future__ import annotations
