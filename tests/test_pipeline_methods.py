@@ -223,7 +223,7 @@ def test_a_method_is_shown_caches_and_the_untrained_student(outputs):
 
 @pytest.mark.parametrize("method", ["pca_target", "procrustes_target"])
 def test_what_was_fitted_is_saved_with_the_heads_and_read_back(method, outputs):
-    p = resolved(method=method, teacher="tiny-xlmr")
+    p = resolved(method=method, teacher="tiny-xlmr", lr=1.0e-3, epochs=3)  # enough to show in the loss
     run = stages.train_run(p)
     check_finished(run, 32, "pooled")
     corpus, student = stages.load_corpus(p), sources.load_student(p.student_spec)
