@@ -149,7 +149,7 @@ def flat(rows: pd.DataFrame) -> Figure:
     times, more = beside.index[-1] / beside.index[0], beside.iloc[-1] - beside.iloc[0]
     left.set_title(f"{times:g} times the sentences: {more:+.0f} MB")
     left.set_ylabel("peak memory beside the texts (MB)")
-    left.set_ylim(0, 1.15 * beside.max())
+    left.set_ylim(0, max(1.15 * beside.max(), 1.0))  # one MB at least: on tiny sizes nothing may grow
     right.plot(wide.index, wide["throughput"], "o-", color=plots.SPARE[1])
     right.set_title(f"{wide['throughput'].iloc[-1]:,.0f} sentences a second at the largest size")
     right.set_ylabel("sentences a second")
