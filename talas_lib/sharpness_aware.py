@@ -142,8 +142,9 @@ def find_direction(parameters: Sequence[Tensor], how: Perturbation, *, measure: 
     moved = [p for p in parameters if p.grad is not None]
     if not moved:
         raise ValueError("no parameter has a gradient: call backward() first")
-    grads = gradient_values(moved)
-    rows = [p.grad.coalesce().indices()[0] if p.grad.is_sparse else None for p in moved]  # type: ignore[union-attr]
+    found = [g.coalesce() if g.is_sparse else g for g in (p.grad for p in moved) if g is not None]
+    grads = [g.values() if g.is_sparse else g for g in found]
+    rows = [g.indices()[0] if g.is_sparse else None for g in found]
     weights = [p.detach() if r is None else p.detach()[r] for p, r in zip(moved, rows, strict=True)]
     eps, scaled_norm = ascent_direction(weights, grads, how, [getattr(p, "is_bias", False) for p in moved])
     report = None

@@ -364,7 +364,12 @@ def test_only_what_is_missing_must_fit(teacher, texts, tmp_path):
     build(tmp_path, IDENTITY, texts, HIDDEN, teacher)
     lengths = teacher().tokenize(sorted(set(texts))).lengths
     room = token_cache.RESERVE + int(2 * 32 * lengths.sum())
-    build(tmp_path, IDENTITY, texts, Needs(teacher_tokens=(-1, -2)), teacher, free_bytes=lambda _: room)
+    both = Needs(teacher_tokens=(-1, -2))
+    with pytest.raises(TalasError, match="free"):
+        build(tmp_path, IDENTITY, texts, both, teacher, free_bytes=lambda _: room - 1)
+    assert build(tmp_path, IDENTITY, texts, both, teacher, free_bytes=lambda _: room).tokens(
+        np.arange(2)
+    ).states.keys() == {-1, -2}
 
 
 def test_a_disk_that_fills_up_leaves_a_build_that_goes_on(teacher, texts, tmp_path, monkeypatch):

@@ -320,7 +320,7 @@ def test_talas_switches(make):
         make(lasd_pairs=3)
     assert make(lasd_include_embedding=False)[0].method.first_relation == 1
     assert make(lasd_pairs=1)[0].method.first_relation == 1
-    with pytest.raises(ValueError, match="all three weights"):
+    with pytest.raises(ValueError, match="all weights"):
         make(weight_simcse=0.0, weight_tamd=0.0, weight_lasd=0.0)
 
 

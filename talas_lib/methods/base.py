@@ -204,6 +204,14 @@ class Method:
         return None
 
 
+def weights_in_use(by_term: Mapping[str, float], method: str) -> dict[str, float]:
+    """The terms of positive weight; a term of weight 0 is not computed. ValueError, with the method's name, when none is left."""
+    kept = {name: weight for name, weight in by_term.items() if weight > 0}
+    if not kept:
+        raise ValueError(f"all weights of {method} are 0: there is nothing to train on")
+    return kept
+
+
 class Objective:
     """The full training objective: batch to (total, terms), total = sum of weight times term.
 

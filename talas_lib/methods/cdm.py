@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs
+from talas_lib.methods.base import Method, Needs, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +59,7 @@ class CDM(Method):
             "token": config.weight_token,
             "sentence": config.weight_sentence,
         }
-        self.weights = {name: weight for name, weight in by_term.items() if weight > 0}
-        if not self.weights:
-            raise ValueError("all three weights of CDM are 0: there is nothing to train on")
+        self.weights = weights_in_use(by_term, "CDM")
         self.views = 2 if "simcse" in self.weights else 1
         self.head_lr_mult = config.head_lr_mult
         distils = self.weights.keys() - {"simcse"}

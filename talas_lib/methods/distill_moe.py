@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs
+from talas_lib.methods.base import Method, Needs, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +81,7 @@ class DistillMoE(Method):
             "div": within * config.weight_div,
             "cka": config.kd_rate * config.token_weight,
         }
-        self.weights = {name: weight for name, weight in by_term.items() if weight > 0}
-        if not self.weights:
-            raise ValueError("all weights of DistillMoE are 0: there is nothing to train on")
+        self.weights = weights_in_use(by_term, "DistillMoE")
         if "cka" in self.weights and num_layers < len(LAYERS):
             raise ValueError(f"the token part compares the last {len(LAYERS)} blocks, and the student has {num_layers}")
         self.views = 2 if "simcse" in self.weights else 1

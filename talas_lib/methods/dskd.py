@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs
+from talas_lib.methods.base import Method, Needs, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +62,7 @@ class DSKD(Method):
             "token_up": config.weight_token,
             "token_down": config.weight_token,
         }
-        self.weights = {name: weight for name, weight in by_term.items() if weight > 0}
-        if not self.weights:
-            raise ValueError("all three weights of DSKD are 0: there is nothing to train on")
+        self.weights = weights_in_use(by_term, "DSKD")
         self.views = 2 if "simcse" in self.weights else 1
         self.head_lr_mult = config.head_lr_mult
         s, t = student_dim, teacher_dims[0]

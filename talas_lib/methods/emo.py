@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs
+from talas_lib.methods.base import Method, Needs, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,7 @@ class EMO(Method):
             "cka": config.kd_rate * config.weight_cka,
             "ot": config.kd_rate * config.weight_ot,
         }
-        self.weights = {name: weight for name, weight in by_term.items() if weight > 0}
-        if not self.weights:
-            raise ValueError("all weights of EMO are 0: there is nothing to train on")
+        self.weights = weights_in_use(by_term, "EMO")
         self.views = 2 if "simcse" in self.weights else 1
         self.head_lr_mult = config.head_lr_mult
         self.heads = nn.ModuleList(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method
+from talas_lib.methods.base import Method, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +59,8 @@ class Talas(Method):
         from torch import nn
 
         self.config = config
-        self.weights = {
-            name: weight
-            for name, weight in (
-                ("simcse", config.weight_simcse),
-                ("tamd", config.weight_tamd),
-                ("lasd", config.weight_lasd),
-            )
-            if weight > 0
-        }
-        if not self.weights:
-            raise ValueError("all three weights of TALAS are 0: there is nothing to train on")
+        by_term = {"simcse": config.weight_simcse, "tamd": config.weight_tamd, "lasd": config.weight_lasd}
+        self.weights = weights_in_use(by_term, "TALAS")
         if config.num_anchor_layers > num_layers:
             raise ValueError(f"num_anchor_layers={config.num_anchor_layers}, but the student has {num_layers} blocks")
         self.views = 2 if "simcse" in self.weights else 1

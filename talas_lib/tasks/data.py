@@ -13,16 +13,11 @@ from talas_lib.errors import TalasError
 from talas_lib.texts import comparison_key, content_sha256
 
 
-@dataclass(frozen=True)
-class Classification:
-    """Labelled texts: a probe is fitted on the train split and scored on the test split."""
+class _Split:
+    """What tasks with a train and a test split of texts share; the fields are the subclass's."""
 
     train_texts: tuple[str, ...]
-    train_labels: tuple[str, ...]
     test_texts: tuple[str, ...]
-    test_labels: tuple[str, ...]
-
-    kind: ClassVar[str] = "classification"
 
     @property
     def all_texts(self) -> tuple[str, ...]:
@@ -34,6 +29,18 @@ class Classification:
 
     def __len__(self) -> int:
         return len(self.test_texts)
+
+
+@dataclass(frozen=True)
+class Classification(_Split):
+    """Labelled texts: a probe is fitted on the train split and scored on the test split."""
+
+    train_texts: tuple[str, ...]
+    train_labels: tuple[str, ...]
+    test_texts: tuple[str, ...]
+    test_labels: tuple[str, ...]
+
+    kind: ClassVar[str] = "classification"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,7 +156,7 @@ class Clustering:
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(_Split):
     """Texts with a human rating: a ridge regression is fitted on the train split and scored on the test split."""
 
     train_texts: tuple[str, ...]
@@ -158,17 +165,6 @@ class Regression:
     test_scores: tuple[float, ...]
 
     kind: ClassVar[str] = "regression"
-
-    @property
-    def all_texts(self) -> tuple[str, ...]:
-        return self.train_texts + self.test_texts
-
-    @property
-    def held_out(self) -> tuple[str, ...]:
-        return self.test_texts
-
-    def __len__(self) -> int:
-        return len(self.test_texts)
 
     @property
     def counts(self) -> dict[str, int]:
