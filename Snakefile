@@ -5,7 +5,7 @@
 import json
 from pathlib import Path
 
-from talas_lib import methods, params, paths, records
+from talas_lib import methods, params, paths, records, runs
 
 PRESET = config.get("preset", "quickstart")
 VALUES = params.load_preset(PRESET)
@@ -17,6 +17,7 @@ MEASURED = [r for r in LOSSES if GRID[r].get("sharpness_batches") != 0]  # a pre
 READERS = [p.run_id for p, _ in CELLS if p.needs_teacher and p.run_id in LOSSES]
 WANTS = {run_id: str(records.cache_file(params.resolve("02_cache_teacher", GRID[run_id]))) for run_id in READERS}
 CACHES = {WANTS[run_id]: GRID[run_id] for run_id in READERS}
+SCORED = runs.evaluation_stage(VALUES.get("tasks", "mini"))
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
 REPORT = paths.outputs() / VALUES.get("report", PRESET) / "summary.json"
 OUT = paths.outputs()
@@ -88,7 +89,7 @@ for run_id, values in GRID.items():
         input:
             str(records.run_file(run_id, "train")),
         output:
-            str(records.run_file(run_id, "evaluate")),
+            str(records.run_file(run_id, SCORED)),
         params:
             values=given("04_evaluate", values, run=run_id),
         threads: THREADS
@@ -111,7 +112,7 @@ for run_id, values in GRID.items():
 
 rule compare:
     input:
-        [str(records.run_file(r, "evaluate")) for r in GRID],
+        [str(records.run_file(r, SCORED)) for r in GRID],
         [str(records.run_file(r, "sharpness")) for r in MEASURED],
     output:
         str(REPORT),

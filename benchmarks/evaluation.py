@@ -2,8 +2,8 @@
 
     python -m benchmarks.evaluation [--student minilm-l3] [--tasks mini]
 
-By default the paper's nine tasks and the tweet set beside them where TALAS_DATA holds them (some 90,000 sentences, three large
-logistic regressions), else the mini suite. The student is the untrained one with its file's pooling. A sentence that several
+By default the paper's nine tasks where TALAS_DATA holds them (81,388 distinct sentences, three large logistic regressions), else
+the mini suite. The student is the untrained one with its file's pooling. A sentence that several
 tasks share is encoded once and counts for the first. `total` is what `evaluate_suite` took as a whole.
 """
 

@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from talas_lib.params import ResolvedParams, TaskSuiteSpec
 
 Progress = Callable[[int, int], None]
-BESIDE = ("extra",)  # protocols whose suites stand beside the run's main evaluation and do not replace it
-
-
-def stage_of(suite: TaskSuiteSpec) -> str:
-    """The name of a suite's record: `evaluate`, or `evaluate-<suite>` for one that stands beside the main ones."""
-    return f"evaluate-{suite.name.replace('.', '-')}" if suite.protocol in BESIDE else "evaluate"
-
-
 def items_file(run: runs.Run, suite: str) -> Path:
     """Where a run's results by test item lie (see item_results)."""
     return run.folder / "items" / f"{suite}.npz"
@@ -42,14 +34,15 @@ def evaluate_run(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a finished run on a suite, with the references; recorded (see stage_of), and not repeated.
+    """Score a finished run on a suite, with the references; recorded by suite (runs.evaluation_stage), and not repeated.
 
     precision: fp32 or bf16 of encoding, for the run and the references. progress: told the texts encoded so far and in all,
     over the four models; what is kept counts as encoded. The record holds scores, geometry with `collapse` (a message or
     None), efficiency, and the same of each reference; what each test item came to goes to `items_file`.
     """
     what = scoring.Evaluation.of(suite, precision=precision, device=device)
-    record = run.read_record(stage_of(suite))
+    stage = runs.evaluation_stage(suite.name)
+    record = run.read_record(stage)
     if record is not None and record.get("suite") == what.identity and _has_items(run, what):
         return record
     student = stages.load_run_student(run).to(device)
@@ -68,7 +61,7 @@ def evaluate_run(
         "efficiency": efficiency.with_score(cost, own.record["avg"]),
         "references": references,
     }
-    run.write_record(stage_of(suite), record)
+    run.write_record(stage, record)
     _refresh_card(run)
     return record
 
@@ -97,10 +90,7 @@ def _collapse(run: runs.Run, geometry: Mapping[str, float], references: Mapping[
 def _refresh_card(run: runs.Run) -> None:
     """The model card again, with the scores of every suite the run was evaluated on."""
     scores: dict[str, dict[str, Any]] = {}
-    for stage in run.stages:
-        if stage != "evaluate" and not stage.startswith("evaluate-"):
-            continue
-        record = run.read_record(stage) or {}
+    for record in run.evaluations().values():
         references = record["references"]
         better = max(("untrained_cls", "untrained_mean"), key=lambda n: references[n]["avg"])
         for task, row in record["tasks"].items():

@@ -37,8 +37,7 @@ class Comparison:
 
     def evaluation(self, index: int) -> dict[str, Any]:
         """The evaluate record of a run. TalasError when it is not there, or not of the same tasks as that of the first run."""
-        record = self.record(self.members[index], "evaluate")
-        first = self.record(self.members[0], "evaluate")
+        record, first = (self._evaluation(self.members[i]) for i in (index, 0))
         if record["suite"] != first["suite"]:
             raise TalasError(
                 f"runs {self.members[0].id} and {self.members[index].id} were evaluated differently "
@@ -47,17 +46,22 @@ class Comparison:
         return record
 
     def record(self, run: runs.Run, stage: str) -> dict[str, Any]:
-        """A stage's record of a run; TalasError with the notebook to run when it is missing."""
+        """The record of `train` or `sharpness` of a run; TalasError with the notebook to run when it is missing."""
         record = run.read_record(stage)
-        wanted = ""
-        if stage == "evaluate" and self.suite is not None:
-            if record is None or record["suite"]["name"] != self.suite:
-                record = run.read_record(f"evaluate-{self.suite.replace('.', '-')}")
-            wanted = f" -p tasks {self.suite}"
         if record is None:
-            notebook = {"train": "03_train", "evaluate": "04_evaluate", "sharpness": "05_sharpness"}[stage]
+            notebook = {"train": "03_train", "sharpness": "05_sharpness"}[stage]
             raise TalasError(
-                f"run {run.id} has no {stage} record; execute notebooks/{notebook}.ipynb with -p run {run.id}{wanted}"
+                f"run {run.id} has no {stage} record; execute notebooks/{notebook}.ipynb with -p run {run.id}"
+            )
+        return record
+
+    def _evaluation(self, run: runs.Run) -> dict[str, Any]:
+        record = run.evaluation(self.suite)
+        if record is None:
+            wanted = "" if self.suite is None else f" -p tasks {self.suite}"
+            raise TalasError(
+                f"run {run.id} has no record of tasks {self.suite or 'of any suite'}; execute notebooks/04_evaluate.ipynb"
+                f" with -p run {run.id}{wanted}"
             )
         return record
 

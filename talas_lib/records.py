@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run_file(run_id: str, stage: str) -> Path:
-    """Record of a run's stage: train, evaluate or sharpness."""
+    """Record of a run's stage: train, sharpness, or evaluate-<suite>."""
     return paths.outputs() / run_id / "records" / f"{stage}.json"
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "atomic_write_text",
     "check_run_id",
     "earlier_seconds",
+    "evaluation_stage",
     "find_run",
     "latest_run",
     "list_runs",
@@ -52,6 +53,7 @@ __all__ = [
 Status = Literal["new", "partial", "finished"]
 _NAME = r"[a-z0-9]+(?:[._-][a-z0-9]+)*"
 RUN_ID = re.compile(rf"{_NAME}--{_NAME}(?:\+{_NAME})*--{_NAME}--{_NAME}--s\d+--[0-9a-f]{{8}}")
+_EVALUATE = "evaluate-"
 _STAGE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 _COLUMNS = [
@@ -63,6 +65,7 @@ _COLUMNS = [
     "seed",
     "status",
     "avg",
+    "suite",
     "stages",
     "corpus",
     "recipe_version",
@@ -125,6 +128,19 @@ class Run:
         file = self._record_file(stage)
         return _read_json(file, f"the {stage} record of run {self.id} is damaged") if file.is_file() else None
 
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The records of the suites the run was scored on, by suite, the one scored last at the end."""
+        files = [self._record_file(stage) for stage in self.stages if stage.startswith(_EVALUATE)]
+        files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
+        found = [self.read_record(file.stem) or {} for file in files]
+        return {record["suite"]["name"]: record for record in found}
+
+    def evaluation(self, suite: str | None = None) -> dict[str, Any] | None:
+        """The record of a suite, None for the one scored last; None when there is none."""
+        if suite is not None:
+            return self.read_record(evaluation_stage(suite))
+        return next(reversed(self.evaluations().values()), None)
+
     def finish(self, stage: str, **record: Any) -> Path:
         """`write_record` with keywords."""
         return self.write_record(stage, record)
@@ -181,6 +197,11 @@ class Run:
     def earlier_s(self) -> float:
         """Seconds of training before the last `truncate_metrics`, up to the step that was kept."""
         return self._earlier_s
+
+
+def evaluation_stage(suite: str) -> str:
+    """The name of a suite's record: `evaluate-<suite>`."""
+    return _EVALUATE + suite.replace(".", "-")
 
 
 def earlier_seconds(run: Run) -> float:
@@ -287,7 +308,7 @@ def _run_folders() -> list[Path]:
 
 def list_runs() -> pd.DataFrame:
     """One row a run: run, student, teacher, method, optimizer, seed, status, avg (0 to 100, NaN before
-    evaluation), stages, corpus, recipe_version, created. A folder without a usable manifest is listed as
+    evaluation) and suite of the last evaluation, stages, corpus, recipe_version, created. A folder without a usable manifest is listed as
     partial.
     """
     import pandas as pd
@@ -311,6 +332,7 @@ def _row(run: Run) -> dict[str, Any]:
         row["corpus"] = manifest["params"]["values"]["corpus"]
     except (TalasError, KeyError, TypeError):
         row["status"] = "partial"
-    with contextlib.suppress(TalasError, TypeError, ValueError):
-        row["avg"] = float((run.read_record("evaluate") or {}).get("avg", math.nan))
+    with contextlib.suppress(TalasError, KeyError, TypeError, ValueError):
+        scored = run.evaluation() or {}
+        row |= {"avg": float(scored.get("avg", math.nan)), "suite": scored["suite"]["name"] if scored else ""}
     return row

@@ -10,7 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from talas_lib import assess, collapse, compare, efficiency, item_results, params, scoring, sources, spread, stages
+from talas_lib import (
+    assess,
+    collapse,
+    compare,
+    efficiency,
+    item_results,
+    params,
+    runs,
+    scoring,
+    sources,
+    spread,
+    stages,
+)
 from talas_lib.comparison import Comparison
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
@@ -68,7 +80,7 @@ def no_encoding(monkeypatch):
 
 
 def test_a_record_holds_scores_geometry_and_cost(run):
-    record = run.read_record("evaluate")
+    record = run.evaluation("tiny")
     for model in (record, *record["references"].values()):
         assert model["avg"] == pytest.approx(np.mean([row["score"] for row in model["tasks"].values()]))
         assert -1 <= model["geometry"]["mean_cosine"] <= 1
@@ -82,7 +94,7 @@ def test_a_record_holds_scores_geometry_and_cost(run):
 
 
 def test_items_give_the_recorded_scores(run):
-    record = run.read_record("evaluate")
+    record = run.evaluation("tiny")
     items = item_results.load(assess.items_file(run, "tiny"), record["suite"])
     assert items.keys() == record["tasks"].keys()
     for task, row in record["tasks"].items():
@@ -98,7 +110,7 @@ def test_progress_counts_the_texts_of_four_models(own):
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (4 * texts, 4 * texts)
     again = []
-    (own.folder / "records" / "evaluate.json").unlink()
+    (own.folder / "records" / "evaluate-tiny.json").unlink()
     assess.evaluate_run(own, TINY, progress=lambda done, total: again.append((done, total)))
     assert again[-4:] == [(k * texts, 4 * texts) for k in (1, 2, 3, 4)]  # the references were kept
 
@@ -112,7 +124,7 @@ def test_bf16_is_another_evaluation(own, monkeypatch):
     assert half["references"]["teacher"]["geometry"] != full["references"]["teacher"]["geometry"]
     assert half["avg"] == pytest.approx(full["avg"], abs=5)
     no_encoding(monkeypatch)
-    assert assess.evaluate_run(own, TINY, precision="bf16") == own.read_record("evaluate")
+    assert assess.evaluate_run(own, TINY, precision="bf16") == own.evaluation("tiny")
 
 
 # ---- what is served again
@@ -130,7 +142,8 @@ def test_a_record_that_is_not_whole_is_made_again(own, damage):
     elif damage == "items of another":
         item_results.save(file, {"name": "tiny"}, {})
     else:
-        own.write_record("evaluate", record | {"suite": {k: v for k, v in record["suite"].items() if k != "version"}})
+        older = {k: v for k, v in record["suite"].items() if k != "version"}
+        own.write_record("evaluate-tiny", record | {"suite": older})
     again = assess.evaluate_run(own, TINY)
     assert again["suite"] == record["suite"]
     assert {task: row["score"] for task, row in again["tasks"].items()} == pytest.approx(
@@ -145,7 +158,7 @@ def test_damaged_references_are_computed_again(own, damage, tmp_path):
     for file in (tmp_path / "cache").glob("scores-*"):
         if damage == "both" or (damage == "json") == (file.suffix == ".json"):
             file.write_bytes(file.read_bytes()[:20])
-    (own.folder / "records" / "evaluate.json").unlink()
+    (own.folder / "records" / "evaluate-tiny.json").unlink()
     again = assess.evaluate_run(own, TINY)
     assert {name: model["avg"] for name, model in again["references"].items()} == pytest.approx(
         {name: model["avg"] for name, model in record["references"].items()}
@@ -182,21 +195,21 @@ def test_cost_is_measured_anew_for_other_threads_and_scores_are_not(own, monkeyp
     assert scoring.reference_scores(own.params, what) == found
 
 
-# ---- suites beside the main one
+# ---- several suites
 
 
-def test_an_extra_suite_stands_beside_the_main_one(own):
+def test_every_suite_has_a_record_of_its_own(own):
     main = assess.evaluate_run(own, TINY)
     extra = assess.evaluate_run(own, params.load_tasks("extra-tiny"))
-    assert own.read_record("evaluate") == json.loads(json.dumps(main))
-    assert own.read_record("evaluate-extra-tiny")["avg"] == extra["avg"]
+    assert own.evaluation("tiny") == json.loads(json.dumps(main))
+    assert own.evaluation("extra-tiny")["avg"] == extra["avg"]
     card = (own.folder / "model" / "README.md").read_text()
     assert "| tiny_topics |" in card
     assert "| tiny_clusters |" in card
     p = own.params
-    for suite, expected in ((None, main), ("tiny", main), ("extra-tiny", extra)):
+    for suite, expected in ((None, extra), ("tiny", main), ("extra-tiny", extra)):
         assert compare.scores_table(Comparison((own,), (p,), suite)).loc["talas + adamw", "avg"] == expected["avg"]
-    with pytest.raises(TalasError, match=r"has no evaluate record; .*04_evaluate\.ipynb with -p run \S+ -p tasks mini"):
+    with pytest.raises(TalasError, match=r"has no record of tasks mini; .*04_evaluate\.ipynb with -p run \S+ -p tasks mini"):
         compare.scores_table(Comparison((own,), (p,), "mini"))
 
 
@@ -224,7 +237,7 @@ def test_unseen_scores_of_runs_and_references(own):
 
 def test_unseen_table_averages_unseen_with_the_rest(comparison):
     assert compare.unseen_table(comparison).empty  # the tiny corpus is built without the test texts
-    record = comparison.members[0].read_record("evaluate")
+    record = comparison.members[0].evaluation("tiny")
     changed = json.loads(json.dumps(record))
     for model in (changed, *changed["references"].values()):
         model["tasks"]["tiny_pairs"]["details"] |= {"unseen_n": 50, "unseen_score": 10.0}
@@ -315,13 +328,13 @@ def test_bootstrap_over_items(comparison):
 
 def test_runs_evaluated_differently_are_not_compared(comparison, monkeypatch):
     changed = {comparison.members[1].id: {"precision": "bf16"}}
-    original = Comparison.record
+    original = runs.Run.evaluation
 
-    def record(self, run, stage):
-        found = original(self, run, stage)
-        return found | {"suite": found["suite"] | changed.get(run.id, {})} if stage == "evaluate" else found
+    def evaluation(self, suite=None):
+        found = original(self, suite)
+        return found | {"suite": found["suite"] | changed.get(self.id, {})}
 
-    monkeypatch.setattr(Comparison, "record", record)
+    monkeypatch.setattr(runs.Run, "evaluation", evaluation)
     with pytest.raises(TalasError, match=r"evaluated differently \(tasks tiny, precision fp32, .* precision bf16"):
         compare.scores_table(comparison)
 

@@ -344,7 +344,7 @@ def test_03_shows_a_finished_run_and_does_not_train_it_again(bench: Bench, train
 
 def test_04_records_scores_beside_the_references(bench: Bench, evaluated: dict[str, Any]) -> None:
     tasks = {task.name for task in params.load_tasks("tiny").tasks}
-    found = [bench.run(optimizer).read_record("evaluate") for optimizer in evaluated]
+    found = [bench.run(optimizer).evaluation("tiny") for optimizer in evaluated]
     for record in found:
         assert record is not None
         assert record["suite"]["name"] == "tiny"
@@ -384,12 +384,12 @@ def test_06_writes_the_report(bench: Bench, compared: Any) -> None:
     assert [run["optimizer"] for run in summary["runs"]] == ["asam", "adamw"]
     for row in summary["runs"]:
         run = bench.run(row["optimizer"])
-        scored, sharp = run.read_record("evaluate"), run.read_record("sharpness")
+        scored, sharp = run.evaluation("tiny"), run.read_record("sharpness")
         assert row["run"] == run.id
         assert row["avg"] == scored["avg"]  # type: ignore[index]
         assert row["lambda_max"] == sharp["lambda_max"]  # type: ignore[index]
         assert (bench.outputs / row["run"] / "model" / "modules.json").is_file()
-    assert summary["teacher_avg"] == bench.run("asam").read_record("evaluate")["references"]["teacher"]["avg"]  # type: ignore[index]
+    assert summary["teacher_avg"] == bench.run("asam").evaluation("tiny")["references"]["teacher"]["avg"]  # type: ignore[index]
     assert finite(summary)
     assert {file.name for file in folder.glob("*.csv")} >= {"scores.csv", "sharpness.csv"}
     assert all(file.stat().st_size > 5000 for file in folder.glob("*.png"))

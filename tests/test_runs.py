@@ -154,9 +154,9 @@ def test_a_finished_run_is_never_overwritten() -> None:
             forbidden()
     assert run.read_record("train") == {"steps": 1}
     assert len(run.read_metrics()) == 1
-    run.write_record("evaluate", {"avg": 1.0})
-    run.write_record("evaluate", {"avg": 2.0})  # another suite may be evaluated later
-    assert run.read_record("evaluate") == {"avg": 2.0}
+    run.write_record("sharpness", {"value": 1.0})
+    run.write_record("sharpness", {"value": 2.0})  # other batches may be measured later
+    assert run.read_record("sharpness") == {"value": 2.0}
 
 
 def test_a_folder_of_other_parameters_under_the_same_id_is_not_touched() -> None:
@@ -166,6 +166,17 @@ def test_a_folder_of_other_parameters_under_the_same_id_is_not_touched() -> None
     runs.atomic_write_json(run.folder / "manifest.json", manifest)
     with pytest.raises(TalasError, match="made with other parameters under the same id"):
         runs.open_run(train())
+
+
+def test_evaluations_by_suite_the_last_one_at_the_end() -> None:
+    run = runs.open_run(train())
+    assert (run.evaluations(), run.evaluation(), run.evaluation("mini")) == ({}, None, None)
+    for moment, suite in enumerate(("mini", "paper", "my.suite")):
+        file = run.write_record(runs.evaluation_stage(suite), {"suite": {"name": suite}, "avg": float(moment)})
+        os.utime(file, ns=(moment, moment))
+    assert list(run.evaluations()) == ["mini", "paper", "my.suite"]
+    assert (run.evaluation()["avg"], run.evaluation("mini")["avg"]) == (2.0, 0.0)
+    assert run.stages == ("evaluate-mini", "evaluate-my-suite", "evaluate-paper")
 
 
 def test_damaged_files_say_what_to_do() -> None:
@@ -347,15 +358,16 @@ def test_the_table_of_runs(outputs: Path) -> None:
         "seed",
         "status",
         "avg",
+        "suite",
     ]
     assert len(runs.list_runs()) == 0
     good = finished(seed=7)
-    good.write_record("evaluate", {"avg": 61.5})
+    good.write_record("evaluate-mini", {"avg": 61.5, "suite": {"name": "mini"}})
     partial = runs.open_run(train(seed=8, optimizer="adamw"))
     table = runs.list_runs().set_index("run")
     assert set(table.index) == {good.id, partial.id}
     assert table.loc[good.id, "status"] == "finished"
-    assert table.loc[good.id, "avg"] == 61.5
+    assert (table.loc[good.id, "avg"], table.loc[good.id, "suite"]) == (61.5, "mini")
     assert (table.loc[partial.id, "status"], table.loc[partial.id, "optimizer"]) == ("partial", "adamw")
     assert np.isnan(table.loc[partial.id, "avg"])
     assert table.loc[good.id, "seed"] == 7
@@ -374,7 +386,7 @@ def test_foreign_and_half_written_folders(outputs: Path) -> None:
     (broken / "records").mkdir(parents=True)
     (broken / "manifest.json").write_text('{"run": ')
     (broken / "records" / "train.json").write_text("{}")
-    (broken / "records" / "evaluate.json").write_text('{"avg"')
+    (broken / "records" / "evaluate-mini.json").write_text('{"avg"')
     table = runs.list_runs().set_index("run")
     assert dict(table["status"]) == {good.id: "finished", half.name: "partial", broken.name: "partial"}
     assert runs.latest_run().id in (good.id, broken.name)
