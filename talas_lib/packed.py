@@ -132,6 +132,20 @@ class Layout:
         saved = sum(len(g.lengths) * g.longest**2 for g in parts) < _WORTH_IT * len(self.lengths) * self.longest**2
         return tuple(parts) if saved else (self,)
 
+    @cached_property
+    def full(self) -> bool:
+        """Whether every sentence has the longest's length, so that tokens are the padded grid already. A GPU has to wait for it."""
+        return bool((self.lengths == self.longest).all())
+
+    @cached_property
+    def runs(self) -> tuple[Layout, ...]:
+        """Neighbours of equal length together, none of which needs padding, where there are few such runs; else `groups`."""
+        lengths, counts = torch.unique_consecutive(self.lengths, return_counts=True)
+        if len(lengths) > _RUNS:
+            return self.groups
+        sizes = counts.tolist()
+        return tuple(Layout(n, int(n[0]), self.bidirectional) for n in self.lengths.split(sizes))
+
     def filled(self, ids: Tensor, multiple: int = 64) -> tuple[Tensor, Layout]:
         """Ids and layout with filler sentences behind, none longer than the longest, up to a multiple of so many tokens.
 
@@ -153,6 +167,7 @@ class Layout:
 
 
 _GROUPS = 4
+_RUNS = 12
 _WORTH_IT = 0.7
 
 
@@ -199,8 +214,8 @@ def packed_attention(
     Only here are sentences padded, each to the longest of its group. Grouped key and value heads and causal models
     (`module.is_causal`, unless the layout says bidirectional) are supported; a sliding window is not. On a GPU it is
     flash-attn's packed kernel in half precision where that is installed, else torch's fused attention on the padded groups,
-    as it is on a CPU where no gradient is asked for; elsewhere plain matrix products, which can be differentiated twice and
-    whose dropout is cheap.
+    as it is on a CPU where no gradient is asked for (there without padding where few lengths differ); elsewhere plain matrix
+    products, which can be differentiated twice and whose dropout is cheap.
     """
     if layout is None:
         raise ValueError("packed attention needs layout=Layout.of(lengths)")
@@ -215,11 +230,12 @@ def packed_attention(
         return _unpadded_attention(kernel, tokens, layout, causal, dropout, scale)[None], None
     fused = query.is_cuda or not torch.is_grad_enabled()
     attend = _fused_attention if fused else _plain_attention
-    if query.is_cuda or len(layout.groups) == 1:
+    groups = (layout,) if query.is_cuda else layout.runs if fused else layout.groups
+    if len(groups) == 1:
         return attend(tokens, layout, causal, dropout, scale)[None], None
-    sizes = [int(g.lengths.sum()) for g in layout.groups]
+    sizes = [int(g.lengths.sum()) for g in groups]
     split = zip(*(x.split(sizes) for x in tokens), strict=True)
-    parts = [attend(qkv, group, causal, dropout, scale) for qkv, group in zip(split, layout.groups, strict=True)]
+    parts = [attend(qkv, group, causal, dropout, scale) for qkv, group in zip(split, groups, strict=True)]
     return torch.cat(parts)[None], None
 
 
@@ -242,10 +258,16 @@ def _unpadded_attention(
 
 
 def _fused_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:
-    q, k, v = (layout.pad(x).transpose(1, 2) for x in qkv)
-    mask, grouped = layout.mask(causal=causal), k.shape[1] != q.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped)
-    return layout.unpad(out.transpose(1, 2))
+    if not layout.lengths.is_cuda and layout.full:
+        q, k, v = (x.unflatten(0, (-1, layout.longest)).transpose(1, 2) for x in qkv)
+        masked: dict[str, Any] = {"is_causal": causal}
+    else:
+        q, k, v = (layout.pad(x).transpose(1, 2) for x in qkv)
+        masked = {"attn_mask": layout.mask(causal=causal)}
+    grouped = k.shape[1] != q.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=grouped, **masked)
+    out = out.transpose(1, 2)
+    return out.flatten(0, 1) if "is_causal" in masked else layout.unpad(out)
 
 
 def _plain_attention(qkv: Sequence[Tensor], layout: Layout, causal: bool, dropout: float, scale: float) -> Tensor:
