@@ -1,6 +1,6 @@
 """All benchmarks, one after the other and with nothing else running: `make bench`, about 15 minutes.
 
-    python -m benchmarks [--only steps phases ...] [--pause 5] [--out results/bench]
+    python -m benchmarks [--only steps phases ...] [--pause 2] [--out results/bench]
 
 Each runs in a process of its own, after a pause in which the machine comes to rest. With TALAS_DATA the paper's corpus and
 tasks are used, else the packaged ones.
@@ -35,7 +35,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--pause", type=float, default=5.0, help="seconds before each")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds before each")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
     began = time.perf_counter()

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import cpu_name, git_revision, row
-from talas_lib import assess, params, sources
+from talas_lib import params, sources
 from talas_lib.curvature import hvp_operator, lanczos
 from talas_lib.curvature_estimate import top_eigenvalue
+from talas_lib.fixed_objective import fixed_rows
 from talas_lib.methods.base import Objective
 from talas_lib.methods.talas import Config, Talas
 from talas_lib.training_data import TrainingData
@@ -52,7 +53,7 @@ def problem(student_name: str, corpus: str, batches: int) -> tuple[nn.Module, li
     )
     vectors = np.random.default_rng(0).normal(size=(len(texts), 384)).astype(np.float32)
     zeros = np.zeros(len(texts), dtype=np.int64)
-    rows = assess.fixed_rows(len(texts), batches, 32, seed=0)
+    rows = fixed_rows(len(texts), batches, 32, seed=0)
     data, used = TrainingData(student.tokenize(texts), (lambda r: vectors[r],), zeros, zeros).renumbered(rows.ravel())
     student.compact_vocabulary(used)
     objective = Objective(student, method)

@@ -14,9 +14,9 @@ import papermill
 import pytest
 import torch
 
-from benchmarks import ascent, common, eigen, encode, evaluation, methods, phases, steps, workload
+from benchmarks import ascent, common, eigen, encode, evaluation, methods, phases, probe_noise, steps, workload
 from benchmarks.workload import Variant, Workload
-from talas_lib import bench, bench_figures, params, paths
+from talas_lib import bench, bench_figures, params, paths, probes
 from talas_lib.errors import TalasError
 
 COLUMNS = ["bench", "variant", "metric", "unit", "median", "min", "max", "n"]
@@ -81,6 +81,19 @@ pytestmark = linux
 
 def test_there_is_one_for_every_table(measured) -> None:
     assert set(measured) == set(bench.TABLES) == set(bench_figures.FIGURES)
+
+
+def test_probe_noise_is_relative_to_the_untouched_vectors() -> None:
+    """Rounding noise of a millionth changes no prediction of an easy probe; noise as large as the vectors does."""
+    small, large = (probe_noise.measure("tiny", "tiny", noise=n, draws=2, iterations=[50]) for n in (1e-6, 1.0))
+    table, other = pd.DataFrame(small), pd.DataFrame(large)
+    assert set(table["variant"]) == {"noise 1e-06", "bf16"}
+    assert set(table["iterations"]) == {50}
+    differ = "predictions that differ"
+    noisy = values(table, differ, variant="noise 1e-06")
+    assert noisy["n"].tolist() == [2]
+    assert noisy["max"].item() <= 1 < values(other, differ, variant="noise 1")["min"].item()
+    assert probes.MAX_ITER == 200  # the protocol's, put back
 
 
 def test_steps_compare_with_the_reference_and_count_operations(measured) -> None:
@@ -299,7 +312,7 @@ def test_the_papers_table_is_as_printed() -> None:
 
 def test_the_committed_tables_can_be_read() -> None:
     for file in bench.folder().glob("*.csv"):
-        assert file.stem in bench.TABLES
+        assert file.stem in {*bench.TABLES, "full", "probe_noise", "soak"}  # the latter by commands of their own
         table = bench.read(file)
         assert list(table.columns[: len(COLUMNS)]) == COLUMNS
         assert {"git", "cpu"} <= set(table.columns)
