@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from talas_lib.errors import TalasError
+from talas_lib.corpus_file import source_of, word_quantiles
+from talas_lib.corpus_parts import draw_parts
+from talas_lib.errors import TalasError, did_you_mean, listed
 from talas_lib.texts import comparison_key, content_sha256, distinct, hash_order, read_rows, text_fields
 from talas_lib.tiny_texts import tiny_sentences
 
@@ -31,25 +31,32 @@ _PACKAGED_SIZE, _TINY_SIZE = 4096, 300
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What a corpus looks like. distinct counts exact strings; words maps a quantile (0 to 1) to a length in words."""
+    """What a corpus looks like.
+
+    distinct counts exact strings; alike those among them that equal an earlier one in letters and digits. words maps a
+    quantile (0 to 1) to a length in words. left_out: records that a built corpus could not draw, by part and reason.
+    """
 
     name: str
     sha256: str
     sentences: int
     distinct: int
     duplicates: int
+    alike: int
     empty: int
     words: Mapping[float, float]
     sources: Mapping[str, int]
+    left_out: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sentences in order, with the source of each; `sha256` is over both."""
+    """Sentences in order, with the source of each; `sha256` is over both. left_out: see `CorpusReport`."""
 
     name: str
     texts: tuple[str, ...]
     sources: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,17 +76,20 @@ class Corpus:
 
     def report(self) -> CorpusReport:
         """Counts, lengths and sources."""
-        lengths = [len(text.split()) for text in self.texts]
-        count = len(set(self.texts))
+        strings = set(self.texts)
+        keys = [comparison_key(text) for text in strings]
+        without = keys.count("")  # no letter or digit, nothing to compare
         return CorpusReport(
             name=self.name,
             sha256=self.sha256,
             sentences=len(self),
-            distinct=count,
-            duplicates=len(self) - count,
+            distinct=len(strings),
+            duplicates=len(self) - len(strings),
+            alike=len(keys) - without - len(set(keys) - {""}),
             empty=sum(not text.strip() for text in self.texts),
-            words={q: float(np.quantile(lengths, q)) for q in (0.0, 0.05, 0.5, 0.95, 1.0)},
+            words=word_quantiles(self.texts),
             sources=dict(Counter(self.sources)),
+            left_out=self.left_out,
         )
 
 
@@ -93,12 +103,13 @@ def load_corpus(
 ) -> Corpus:
     """The corpus a spec describes.
 
-    held_out: texts that must not be trained on, compared by letters and digits. The packaged and the tiny corpus leave
-    them out; a corpus read from a file stays as it is (`overlap` counts). assets: folder of a packaged asset by name.
+    held_out: texts that must not be trained on, compared by letters and digits. A corpus that is drawn or built leaves them
+    out; one read from a file stays as it is (`overlap` counts). assets: folder of a packaged asset by name.
     data_dir: root of local data. max_sentences: keep a sample, drawn by the spec's seed; a smaller sample is a part of a
     larger one, and rows keep their order.
     """
-    corpus = {"packaged": _packaged, "tiny": _tiny}.get(spec.kind, _from_file)(spec, held_out, assets, data_dir)
+    kinds = {"packaged": _packaged, "built": _built, "tiny": _tiny}
+    corpus = kinds.get(spec.kind, _from_file)(spec, held_out, assets, data_dir)
     limits = [limit for limit in (spec.sentences, max_sentences) if limit is not None]
     return _sample(corpus, min(limits), spec.seed) if limits else corpus
 
@@ -146,6 +157,11 @@ def _packaged(
     return Corpus(spec.name, tuple(text for text, _ in drawn), tuple(domain for _, domain in drawn))
 
 
+def _built(spec: CorpusSpec, held_out: Collection[str], assets: Callable[[str], Path], data_dir: Path | None) -> Corpus:
+    drawn = draw_parts(spec, held_out, data_dir)
+    return Corpus(spec.name, drawn.texts, drawn.sources, drawn.left_out)
+
+
 def _tiny(spec: CorpusSpec, held_out: Collection[str], assets: Callable[[str], Path], data_dir: Path | None) -> Corpus:
     barred = {comparison_key(text) for text in held_out}
     wanted = spec.sentences or _TINY_SIZE
@@ -166,10 +182,15 @@ def _from_file(
         path = data_dir / path
     if not path.is_file():
         raise TalasError(f"corpus {spec.name}: there is no file {path}; correct `path` in its params file")
-    column = "text" if ".txt" in path.suffixes else spec.text_column
+    column = spec.text_column if spec.has_columns else "text"
     rows = read_rows(path, [column])
-    source = path.name.split(".")[0]
-    sources = tuple(str(row.fields.get(spec.source_column) or source) for row in rows)
+    if spec.has_columns and spec.source_column != "source":  # asked for, so a slip when no record has it
+        found = dict.fromkeys(name for row in rows for name in row.fields)
+        if spec.source_column not in found:
+            raise TalasError(
+                f"{path}: no column {spec.source_column!r}; found {listed(found)}.{did_you_mean(spec.source_column, found)}"
+            )
+    sources = tuple(source_of(row, spec.source_column, path) for row in rows)
     return Corpus(spec.name, tuple(text_fields(path, rows, column)), sources)
 
 

@@ -87,6 +87,25 @@ def read_rows(file: Path, columns: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
+def is_table(file: Path | str) -> bool:
+    """Whether the file has columns, by its name, rather than one text a line."""
+    return not str(file).lower().removesuffix(".gz").endswith(".txt")
+
+
+def columns_of(file: Path) -> list[str] | None:
+    """Columns of a .csv or .jsonl file's first record, read without the rest; None where they cannot be told (`read_rows`
+    says why).
+    """
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="") as stream:
+            if file.name.removesuffix(".gz").endswith(".csv"):
+                return next(csv.reader(stream, strict=True), None)
+            record = json.loads(stream.readline())
+            return list(record) if isinstance(record, dict) else None
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error):
+        return None
+
+
 def read_lines(file: Path) -> list[Row]:
     """The lines of a UTF-8 text file, whatever its name ends in, also as .gz, each as field `text`."""
     return list(_txt(file, _decode(file, _content(file))))
@@ -164,7 +183,7 @@ def _jsonl(file: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(_lines(text), 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TalasError(f"{file}, line {number}: not JSON ({error})") from None
         if not isinstance(record, dict):
             raise TalasError(f'{file}, line {number}: not a JSON object such as {{"text": "..."}}')

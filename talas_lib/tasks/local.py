@@ -7,13 +7,12 @@ has corpus.jsonl.gz and queries.jsonl.gz with `{id, text}` and qrels.tsv.gz with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from talas_lib.errors import TalasError
+from talas_lib.split_files import Hub, local_file, missing, split_rows
 from talas_lib.tasks.data import (
     Classification,
     Clustering,
@@ -24,9 +23,8 @@ from talas_lib.tasks.data import (
     Similarity,
     Sources,
 )
-from talas_lib.texts import Row, comparison_key, lines_of, number_fields, read_lines, read_rows, text_fields
+from talas_lib.texts import comparison_key, lines_of, number_fields, read_lines, text_fields
 
-Hub = Mapping[str, Any]  # id, revision, config, columns (ours -> theirs), positive (the label that means 1)
 QRELS_HEADER = ["query-id", "corpus-id", "score"]  # a first line that BEIR's files have
 
 
@@ -36,14 +34,14 @@ def labelled(
     """Classification over a train and a test split."""
     columns = []
     for split in (train, test):
-        where, rows = split_rows(sources, folder, split, ("text", "label"), hub)
+        where, rows = split_rows(sources.data_dir, folder, split, ("text", "label"), hub)
         columns += [tuple(text_fields(where, rows, "text")), tuple(str(row.fields["label"]) for row in rows)]
     return Classification(*columns)
 
 
 def labelled_pairs(sources: Sources, *, folder: str, split: str = "test", hub: Hub | None = None) -> Pairs:
     """Pairs with label 1 or 0; with `hub.positive` that label is 1 and every other 0."""
-    where, rows = split_rows(sources, folder, split, ("text1", "text2", "label"), hub)
+    where, rows = split_rows(sources.data_dir, folder, split, ("text1", "text2", "label"), hub)
     wrong = [row for row in rows if row.fields["label"] not in (0, 1)]
     if wrong:
         raise TalasError(f"{where}, {lines_of(wrong)}: label {wrong[0].fields['label']!r} is neither 0 nor 1")
@@ -53,14 +51,14 @@ def labelled_pairs(sources: Sources, *, folder: str, split: str = "test", hub: H
 
 def scored_pairs(sources: Sources, *, folder: str, split: str = "test", hub: Hub | None = None) -> Similarity:
     """Pairs with a human similarity score."""
-    where, rows = split_rows(sources, folder, split, ("text1", "text2", "score"), hub)
+    where, rows = split_rows(sources.data_dir, folder, split, ("text1", "text2", "score"), hub)
     left, right = tuple(text_fields(where, rows, "text1")), tuple(text_fields(where, rows, "text2"))
     return Similarity(left, right, tuple(number_fields(where, rows, "score")))
 
 
 def labelled_clusters(sources: Sources, *, folder: str, split: str = "test", hub: Hub | None = None) -> Clustering:
     """The texts of one split of a classification set, to be found together by label."""
-    where, rows = split_rows(sources, folder, split, ("text", "label"), hub)
+    where, rows = split_rows(sources.data_dir, folder, split, ("text", "label"), hub)
     return Clustering(tuple(text_fields(where, rows, "text")), tuple(str(row.fields["label"]) for row in rows))
 
 
@@ -70,7 +68,7 @@ def rated_texts(
     """Texts with a human rating, in two splits."""
     columns: list[tuple[Any, ...]] = []
     for split in (train, test):
-        where, rows = split_rows(sources, folder, split, ("text", "score"), hub)
+        where, rows = split_rows(sources.data_dir, folder, split, ("text", "score"), hub)
         columns += [tuple(text_fields(where, rows, "text")), tuple(number_fields(where, rows, "score"))]
     return Regression(*columns)
 
@@ -109,9 +107,9 @@ def judged_documents(sources: Sources, *, folder: str) -> Retrieval:
     """
     documents, ids = _with_ids(sources, folder, "corpus")
     queries, query_ids = _with_ids(sources, folder, "queries")
-    file = _local_file(sources, folder, "qrels", (".tsv.gz", ".tsv"))
+    file = local_file(sources.data_dir, folder, "qrels", (".tsv.gz", ".tsv"))
     if file is None:
-        raise _missing(sources, folder, "qrels.tsv.gz")
+        raise missing(sources.data_dir, folder, "qrels.tsv.gz")
     relevant: list[dict[int, float]] = [{} for _ in queries]
     judged: dict[tuple[int, int], float] = {}
     for row in read_lines(file):
@@ -135,60 +133,10 @@ def judged_documents(sources: Sources, *, folder: str) -> Retrieval:
     return Retrieval(tuple(queries[i] for i in answered), tuple(documents), tuple(relevant[i] for i in answered))
 
 
-def split_rows(
-    sources: Sources, folder: str, split: str, fields: Sequence[str], hub: Hub | None
-) -> tuple[Path | str, list[Row]]:
-    """Where a split was found and its records: the local file if there is one, else the hub's data set."""
-    file = _local_file(sources, folder, split, (".jsonl.gz", ".jsonl"))
-    if file is not None:
-        return file, read_rows(file, fields)
-    if hub is None:
-        raise _missing(sources, folder, f"{split}.jsonl.gz", fields)
-    return f"{hub['id']} ({split})", _hub_rows(
-        hub, split, fields, _missing(sources, folder, f"{split}.jsonl.gz", fields)
-    )
-
-
-def _local_file(sources: Sources, folder: str, stem: str, endings: Sequence[str]) -> Path | None:
-    if sources.data_dir is None:
-        return None
-    files = [sources.data_dir / folder / f"{stem}{ending}" for ending in endings]
-    return next((file for file in files if file.is_file()), None)
-
-
-def _missing(sources: Sources, folder: str, name: str, fields: Sequence[str] = ()) -> TalasError:
-    content = f" with the fields {', '.join(fields)} in JSON Lines" if fields else ""
-    if sources.data_dir is None:
-        return TalasError(f"there is no local data folder: set TALAS_DATA to one that holds {folder}/{name}{content}")
-    return TalasError(f"there is no file {sources.data_dir / folder / name}: put it there{content}")
-
-
 def _with_ids(sources: Sources, folder: str, stem: str) -> tuple[list[str], dict[str, int]]:
-    file, rows = split_rows(sources, folder, stem, ("id", "text"), None)
+    file, rows = split_rows(sources.data_dir, folder, stem, ("id", "text"), None)
     ids: dict[str, int] = {}
     for i, row in enumerate(rows):
         if ids.setdefault(str(row.fields["id"]), i) != i:
             raise TalasError(f"{file}, line {row.line}: the id {row.fields['id']!r} occurs twice; ids must differ")
     return text_fields(file, rows, "text"), ids
-
-
-def _hub_rows(hub: Hub, split: str, fields: Sequence[str], missing: TalasError) -> list[Row]:
-    from datasets import load_dataset
-
-    try:
-        table = load_dataset(hub["id"], hub.get("config"), split=split, revision=hub.get("revision"))
-    except (OSError, ValueError) as error:
-        raise TalasError(f"{missing}; and the hub's {hub['id']} cannot be loaded: {error}") from error
-    theirs = {field: hub.get("columns", {}).get(field, field) for field in fields}
-    absent = sorted(set(theirs.values()) - set(table.column_names))
-    if absent:
-        raise TalasError(
-            f"{hub['id']} ({split}) has no column {', '.join(absent)}; found {', '.join(table.column_names)}"
-        )
-    rows = [Row(i, {ours: record[column] for ours, column in theirs.items()}) for i, record in enumerate(table, 1)]
-    if "positive" in hub:
-        rows = [Row(i, fields | {"label": int(fields["label"] == hub["positive"])}) for i, fields in rows]
-    # some hub copies hold records without a text, which nothing can be said about
-    return [
-        row for row in rows if all(str(row.fields[field] or "").strip() for field in fields if field.startswith("text"))
-    ]
