@@ -3,6 +3,7 @@
 TORCH_VERSION := 2.13.0
 TORCH_INDEX ?=
 WORKERS ?= 2
+PRESET ?= cpu-study
 ARGS ?=
 
 VENV := .venv
@@ -20,7 +21,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench test test-all lab lint format lock clean-cache
+.PHONY: help setup quickstart study study-dry bench test test-all lab lint format lock clean-cache
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -30,12 +31,19 @@ help:  ## this list
 	@echo "  TORCH_INDEX  where torch comes from. On Linux the default build carries CUDA, several GB; without a GPU take"
 	@echo "               TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "  WORKERS      processes of the tests ($(WORKERS))"
-	@echo "  ARGS         further arguments for pytest, jupyter lab or the benchmarks, e.g. make test ARGS='-k losses'"
+	@echo "  PRESET       the study of make study: cpu-study (default), paper-study on a GPU, or one of your own"
+	@echo "  ARGS         further arguments for pytest, jupyter lab, the benchmarks or a study, e.g. make test ARGS='-k losses'"
 
 setup: $(READY)  ## make .venv and install the locked packages and torch (once, a few minutes)
 
 quickstart: $(READY)  ## distil the default pair, evaluate, measure sharpness, compare (under 8 minutes on 2 cores)
 	@$(RUN) python -m talas_lib quickstart
+
+study: $(READY)  ## make all runs and tables of PRESET that are not on record; goes on where it stopped (needs TALAS_DATA)
+	@$(RUN) python -m talas_lib $(PRESET) $(ARGS)
+
+study-dry: $(READY)  ## what `make study` would do: jobs, caches, estimated hours; ARGS='--tables table1' for a part
+	@$(RUN) python -m talas_lib $(PRESET) --dry-run $(ARGS)
 
 bench: $(READY)  ## time and memory of all that is done here beside the usual ways (about 15 idle minutes); writes results/bench
 	@$(RUN) python -m benchmarks $(ARGS)

@@ -1,122 +1,179 @@
-# The experiment graph: every arrow is one notebook run by papermill. One preset, or several, per call:
-#   snakemake --cores 2 --config preset=quickstart
+# The experiment graph: every arrow is one notebook run by papermill. One preset a call, of a study some tables only if wanted:
+#   snakemake --cores 2 --config preset=cpu-study tables=table1,tune
 # A rule declares one small record as its output, which its notebook writes last; models, caches and checkpoints are not
 # declared, so nothing here ever deletes them. A finished stage is read, an interrupted one goes on (see docs/architecture.md).
+# A study's runs leave committed records, declared as updated, which are never deleted either; what is on record gets no rules.
 import json
-from pathlib import Path
+import shlex
 
-from talas_lib import methods, params, paths, records, runs
+from talas_lib import params, paths, plan, records, study_encoders
 
 PRESET = config.get("preset", "quickstart")
-VALUES = params.load_preset(PRESET)
-CELLS = [(params.resolve("03_train", v), v) for v in params.expand_grid(VALUES)]
-GRID = {p.run_id: v for p, v in CELLS}
-LOSSES = [p.run_id for p, _ in CELLS if not methods.builds_student(p.method)]  # runs with a loss, so with a Hessian
-MEASURED = [r for r in LOSSES if GRID[r].get("sharpness_batches") != 0]  # a preset may leave the Hessian out
-# what a run waits for: its teachers' vectors and, where its method reads them, token states; runs with equal wants share it
-READERS = [p.run_id for p, _ in CELLS if p.needs_teacher and p.run_id in LOSSES]
-WANTS = {run_id: str(records.cache_file(params.resolve("02_cache_teacher", GRID[run_id]))) for run_id in READERS}
-CACHES = {WANTS[run_id]: GRID[run_id] for run_id in READERS}
-SCORED = runs.evaluation_stage(VALUES.get("tasks", "mini"))
+PLAN = plan.make(PRESET, [name for name in str(config.get("tables", "")).split(",") if name])
+VALUES = PLAN.values
+LEFT = PLAN.left()  # suites to be scored by run id, of the runs that are to be made
+RUNS = [run for run in PLAN.runs if run.run_id in LEFT]
+MEASURED = [run.run_id for run in RUNS if run.trains and run.sharpness]
+CACHES = [cache for cache in PLAN.caches if {run.key for run in RUNS} & set(cache.readers)]
+ENCODERS = [encoder for encoder in PLAN.encoders if not study_encoders.is_kept(PLAN, encoder)]
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
-REPORT = paths.outputs() / VALUES.get("report", PRESET) / "summary.json"
-OUT = paths.outputs()
-THREADS = max(1, workflow.cores // len(GRID))  # runs side by side use the cores better than one run on all of them
+REPORT = str(paths.outputs() / PLAN.report / "summary.json")
+# runs side by side use the cores better than one run on all of them; a GPU takes one run at a time
+THREADS = workflow.cores if plan.on_gpu(VALUES) else max(1, workflow.cores // max(1, len(RUNS)))
+ORDER = {run.run_id: len(RUNS) - number for number, run in enumerate(RUNS)}  # priorities: runs begin, and end, in this order
 
 
-def papermill(notebook, label):
-    """The command of one notebook; {params.values} holds its parameters as YAML."""
-    executed = OUT / "nb" / label / f"{notebook}.ipynb"
+def papermill(notebook, label, values, part=""):
+    """The command of one notebook. Rules take it as a parameter: what stands under `shell` is evaluated when the job runs, with
+    the loop variables of the last rule."""
+    executed = plan.executed(label, f"{notebook}{part}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
-    return f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed} -y '{{params.values}}' {quiet}"
-
-
-def given(notebook, values, **extra):
-    """The part of a preset that a notebook takes, as YAML."""
     names = params.notebook_schema(notebook).names
-    return json.dumps({k: v for k, v in values.items() if k in names} | extra)
+    given = shlex.quote(json.dumps({name: value for name, value in values.items() if name in names}))
+    quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
+    call = f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed}"
+    return f"{call} -y {given} {quiet}"
+
+
+def program(module, arguments, label):
+    """The command of a small program of ours; what it complains of stays beside the executed notebooks."""
+    log = plan.executed(label, f"{module}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return f"python -m talas_lib.{module} {arguments} 2> {log} || {{ cat {log} >&2; exit 1; }}"
+
+
+def results_of(run):
+    """The records that a run is to leave: of each suite, and of its Hessian."""
+    sharpness = [records.run_file(run.run_id, "sharpness")] if run.run_id in MEASURED else []
+    return [str(f) for f in [*(plan.scored_file(run.run_id, s) for s in LEFT[run.run_id]), *sharpness]]
 
 
 rule all:
     input:
-        str(REPORT),
+        REPORT,
 
 
 rule data:
     output:
         DATA,
     params:
-        values=given("01_data", VALUES),
+        command=papermill("01_data", PRESET, VALUES),
+    priority: len(RUNS) + 1
     shell:
-        papermill("01_data", PRESET)
+        "{params.command}"
 
 
-for number, (record, values) in enumerate(CACHES.items()):
+for cache in CACHES:
 
     rule:
         name:
-            f"cache_{number}"
+            f"cache_{cache.record.stem.removeprefix('cache-')}"
         input:
             ancient(DATA),
         output:
-            record,
+            str(cache.record),
         params:
-            values=given("02_cache_teacher", values),
-        threads: workflow.cores
+            command=papermill("02_cache_teacher", f"{PRESET}-{cache.record.stem}", cache.values),
+        # in a study beside a run: alone, it would wait until both cores happen to be free
+        threads: THREADS if PLAN.is_study else workflow.cores
+        priority: max(ORDER[run.run_id] for run in RUNS if run.key in cache.readers)
         shell:
-            papermill("02_cache_teacher", f"{PRESET}-{Path(record).stem}")
+            "{params.command}"
 
 
-for run_id, values in GRID.items():
+for run in RUNS:
+    run_id = run.run_id
 
     rule:
         name:
             f"train_{run_id}"
         input:
-            ancient(WANTS.get(run_id, DATA)),
+            ancient(str(PLAN.cache_of(run).record) if run.reads else DATA),
         output:
             str(records.run_file(run_id, "train")),
         params:
-            values=given("03_train", values),
+            command=papermill("03_train", run_id, run.cell),
         threads: THREADS
+        priority: ORDER[run_id]
         shell:
-            papermill("03_train", run_id)
+            "{params.command}"
+
+    for suite in LEFT[run_id]:
+
+        rule:
+            name:
+                f"evaluate_{run_id}_{suite}"
+            input:
+                str(records.run_file(run_id, "train")),
+            output:
+                str(plan.scored_file(run_id, suite)),
+            params:
+                command=papermill("04_evaluate", run_id, run.cell | {"tasks": suite, "run": run_id}, f"-{suite}"),
+            threads: THREADS
+            priority: ORDER[run_id]
+            shell:
+                "{params.command}"
+
+    if run_id in MEASURED:
+
+        rule:
+            name:
+                f"sharpness_{run_id}"
+            input:
+                str(records.run_file(run_id, "train")),
+            output:
+                str(records.run_file(run_id, "sharpness")),
+            params:
+                command=papermill("05_sharpness", run_id, run.cell | {"run": run_id}),
+            threads: workflow.cores  # alone: with its graphs kept it needs the most memory
+            priority: ORDER[run_id]
+            shell:
+                "{params.command}"
+
+    if PLAN.is_study:
+
+        rule:
+            name:
+                f"keep_{run_id}"
+            input:
+                str(records.run_file(run_id, "train")),
+                results_of(run),
+            output:
+                update(str(PLAN.record_file(run_id))),
+            params:
+                command=program("study_records", f"keep {PRESET} {run_id}", run_id),
+            priority: ORDER[run_id]
+            shell:
+                "{params.command}"
+
+
+for encoder in ENCODERS:
 
     rule:
         name:
-            f"evaluate_{run_id}"
+            f"encoder_{encoder.name}"
         input:
-            str(records.run_file(run_id, "train")),
+            ancient(DATA),
         output:
-            str(records.run_file(run_id, SCORED)),
+            update(str(study_encoders.record_file(PLAN, encoder.name))),
         params:
-            values=given("04_evaluate", values, run=run_id),
+            command=program("study_encoders", f"{PRESET} {encoder.name}", f"{PRESET}-encoder-{encoder.name}"),
         threads: THREADS
         shell:
-            papermill("04_evaluate", run_id)
-
-    rule:
-        name:
-            f"sharpness_{run_id}"
-        input:
-            str(records.run_file(run_id, "train")),
-        output:
-            str(records.run_file(run_id, "sharpness")),
-        params:
-            values=given("05_sharpness", values, run=run_id),
-        threads: workflow.cores  # alone: with its graphs kept it needs the most memory
-        shell:
-            papermill("05_sharpness", run_id)
+            "{params.command}"
 
 
 rule compare:
     input:
-        [str(records.run_file(r, SCORED)) for r in GRID],
-        [str(records.run_file(r, "sharpness")) for r in MEASURED],
+        (
+            [str(PLAN.record_file(run.run_id)) for run in PLAN.runs]
+            + [str(study_encoders.record_file(PLAN, encoder.name)) for encoder in PLAN.encoders]
+            if PLAN.is_study
+            else [file for run in RUNS for file in results_of(run)]
+        ),
     output:
-        str(REPORT),
+        REPORT,
     params:
-        values=given("06_compare", VALUES),
+        command=papermill("06_compare", PRESET, params.load_preset(PRESET)),  # all tables: it writes what is on record of each
     shell:
-        papermill("06_compare", PRESET)
+        "{params.command}"

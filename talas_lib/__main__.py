@@ -9,111 +9,121 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from talas_lib import display, params, paths, records, runs
+from talas_lib import display, graph, params, paths, plan, records, runs
 from talas_lib.errors import TalasError
+from talas_lib.params import CorpusSpec, ResolvedParams, StudentSpec, TeacherSpec
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a preset; the exit code is Snakemake's, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m talas_lib", description=__doc__, allow_abbrev=False)
     parser.add_argument("preset", help=f"a file of params/presets: {', '.join(params.available('presets'))}")
+    parser.add_argument("--tables", nargs="+", default=[], help="some tables of a study only, by name (default: all)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="processor cores to use (default: all)")
-    parser.add_argument("--dry-run", action="store_true", help="list the jobs and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print jobs, caches and estimated hours, and do nothing")
     chosen = parser.parse_args(arguments)
     try:
-        return _run(chosen.preset, chosen.cores, chosen.dry_run)
+        of = plan.make(chosen.preset, chosen.tables)
+        if chosen.dry_run:
+            from talas_lib import dry_run
+
+            sys.stdout.write(dry_run.text(of))
+            return 0
+        return _study(of, chosen.tables, chosen.cores) if of.is_study else _run(of, chosen.cores)
     except TalasError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
 
 
-def _run(preset: str, cores: int, dry_run: bool) -> int:
-    values = params.load_preset(preset)
-    cells = [params.resolve("03_train", cell) for cell in params.expand_grid(values)]
-    for p in cells:
-        p.check_available()
-    resumed = any(records.run_file(p.run_id, "train").is_file() for p in cells)
-    folder = paths.outputs() / (values.get("report") or preset)
+def _run(of: plan.Plan, cores: int) -> int:
+    """A preset without tables: nothing of it goes on after a failure, and it ends with its table and its best student."""
+    _check(of.runs)
+    resumed = any(records.run_file(run.run_id, "train").is_file() for run in of.runs)
+    folder = paths.outputs() / of.report
     summary_file = folder / "summary.json"
-    if summary_file.is_file() and not dry_run:
-        before: float | None = summary_file.stat().st_mtime
-    else:
-        before = None
-    if not dry_run:
-        fetched = _fetch(values)
-        display.say(f"assets ready ({fetched:.0f} s)")
+    before = summary_file.stat().st_mtime if summary_file.is_file() else None
+    display.say(f"assets ready ({_fetch(of.runs, of.encoders):.0f} s)")
     began = time.monotonic()
-    with _only_one():
-        code = subprocess.run(
-            _snakemake(preset, cores, dry_run), cwd=paths.root(), check=False, env=_environment()
-        ).returncode
-    if code or dry_run:
+    code = graph.run(of, (), cores, keep_going=False)
+    if code:
         return code
     if before is not None and summary_file.stat().st_mtime == before:
-        sys.stdout.write(f"\n{preset}: nothing to do, every result is there already.\n")
+        sys.stdout.write(f"\n{of.preset}: nothing to do, every result is there already.\n")
     else:
         _complete_summary(summary_file, time.monotonic() - began, resumed)
     sys.stdout.write(report_text(json.loads(summary_file.read_text()), folder))
     return 0
 
 
-def _fetch(values: dict[str, Any]) -> float:
-    """Download and verify what the preset needs, before the clock of the job starts."""
+def _study(of: plan.Plan, tables: list[str], cores: int) -> int:
+    """A preset with tables: what is on record is not made again, a failure stops only what depends on it, and it ends with a
+    list of what failed, or the folder of the tables.
+    """
+    from talas_lib import study_encoders
+
+    left = of.left()
+    waiting = [run for run in of.runs if run.run_id in left]
+    encoders = [encoder for encoder in of.encoders if not study_encoders.is_kept(of, encoder)]
+    _check(waiting)
+    display.say(f"{of.preset}: {len(of.runs) - len(waiting)} of {len(of.runs)} runs on record, {len(waiting)} to make")
+    if waiting or encoders:
+        display.say(f"assets ready ({_fetch(waiting, encoders):.0f} s)")
+    began = time.time()
+    code = graph.run(of, tables, cores, keep_going=True)
+    if code:
+        failed = graph.failures(began)
+        count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+        lines = [f"\n{of.preset}: {count} failed; what does not depend on that is done.", ""]
+        lines += [f"- {what}: {why}" for what, why in failed]
+        lines += ["", f"Executed notebooks and logs: {paths.outputs() / 'nb'}. The same call tries again.", ""]
+        sys.stderr.write("\n".join(lines))
+        return code
+    display.say(
+        f"\n{of.preset}: all {len(of.runs)} runs are on record.\nTables and figures: {paths.results() / of.report}"
+    )
+    return 0
+
+
+def _check(wanted: tuple[plan.PlannedRun, ...] | list[plan.PlannedRun]) -> None:
+    """Raises TalasError when a model or corpus of these runs cannot be had here; each is looked at once."""
+    seen: list[object] = []
+    for run in wanted:
+        specs = _specs(run.p)
+        if specs not in seen:
+            seen.append(specs)
+            run.p.check_available()
+
+
+def _specs(p: ResolvedParams) -> tuple[tuple[TeacherSpec, ...], StudentSpec, CorpusSpec]:
+    """What a run loads."""
+    return p.teacher_specs if p.needs_teacher else (), p.student_spec, p.corpus_spec
+
+
+def _fetch(
+    wanted: tuple[plan.PlannedRun, ...] | list[plan.PlannedRun],
+    encoders: tuple[plan.PlannedEncoder, ...] | list[plan.PlannedEncoder],
+) -> float:
+    """Download and verify what the jobs need, before their clock starts; seconds."""
     from talas_lib import sources
 
     began = time.monotonic()
-    for cell in params.expand_grid(values):
-        p = params.resolve("03_train", cell)
-        sources.prefetch(
-            [*p.teacher_specs, p.student_spec], p.corpus_spec, params.load_tasks(values.get("tasks", "mini"))
-        )
+    done: list[object] = []
+    for run in wanted:
+        for suite in run.suites:
+            specs = (run.p.teacher_specs, run.p.student_spec, run.p.corpus_spec, suite)
+            if specs not in done:
+                done.append(specs)
+                models: list[TeacherSpec | StudentSpec] = [*run.p.teacher_specs, run.p.student_spec]
+                sources.prefetch(models, run.p.corpus_spec, params.load_tasks(suite))
+    for encoder in encoders:
+        p = params.resolve("03_train", encoder.cell)
+        sources.prefetch([params.load_teacher(encoder.name)], p.corpus_spec, params.load_tasks(encoder.suite))
     return time.monotonic() - began
-
-
-def _snakemake(preset: str, cores: int, dry_run: bool) -> list[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"), "--cores", str(cores)]
-    command += ["--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "rules", "--config", f"preset={preset}"]
-    return command + (["--dry-run"] if dry_run else [])
-
-
-def _environment() -> dict[str, str]:
-    """The interpreter's own programs (papermill, jupyter) come first on the path."""
-    programs = str(Path(sys.executable).parent)
-    return os.environ | {
-        "PATH": programs + os.pathsep + os.environ.get("PATH", ""),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-
-
-@contextmanager
-def _only_one() -> Iterator[None]:
-    """One experiment at a time on this clone; the operating system frees the lock when its holder dies."""
-    folder = paths.root() / ".snakemake"
-    folder.mkdir(exist_ok=True)
-    try:
-        with FileLock(folder / "talas.lock", timeout=0):
-            _clear_dead_lock()
-            yield
-    except Timeout:
-        raise TalasError(
-            "another `make quickstart` or `python -m talas_lib` is running on this clone; wait for it or stop it"
-        ) from None
-
-
-def _clear_dead_lock() -> None:
-    """Remove the lock that a killed Snakemake left behind. The caller holds `.snakemake/talas.lock`, so none is at work."""
-    for lock in (paths.root() / ".snakemake" / "locks").glob("*"):
-        lock.unlink()
 
 
 def _complete_summary(file: Path, wall_s: float, resumed: bool) -> None:

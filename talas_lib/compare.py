@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from talas_lib import paths, runs
-from talas_lib.comparison import REFERENCE_LABELS, Comparison, collect
+from talas_lib.comparison import REFERENCE_LABELS, Comparison, averages_of, collect, unseen_scores
 from talas_lib.uncertainty import mean_and_sd
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "curves_table",
     "display_path",
     "efficiency_table",
+    "means_table",
     "scores_table",
     "sharpness_table",
     "summary",
@@ -49,6 +49,14 @@ def scores_table(c: Comparison) -> pd.DataFrame:
     return pd.DataFrame.from_dict({label: _score_row(record) for label, record in _models(c).items()}, orient="index")
 
 
+def means_table(c: Comparison) -> pd.DataFrame:
+    """`scores_table` with one row a group of runs that differ in the seed alone: the means over its seeds."""
+    references = {label: _score_row(record) for label, record in c.reference_rows().items()}
+    rows = {label: [_score_row(c.evaluation(i)) for i in indices] for label, indices in c.groups().items()}
+    means = {label: pd.DataFrame(of_seeds).mean().to_dict() for label, of_seeds in rows.items()}
+    return pd.DataFrame.from_dict({**references, **means}, orient="index")
+
+
 def _models(c: Comparison) -> dict[str, dict[str, Any]]:
     """Evaluate records by label: references, then runs."""
     return {**c.reference_rows(), **{c.label(i): c.evaluation(i) for i in range(len(c.members))}}
@@ -62,22 +70,14 @@ def unseen_table(c: Comparison) -> pd.DataFrame:
     """Scores without the pairs that share a sentence with the training corpus: one row a model, a column for each such task
     and `avg`, in which the other tasks keep their score. Empty where the corpus shares no sentence with a task.
     """
-    rows = {}
+    rows, suite = {}, c.evaluation(0)["suite"]
     for label, record in _models(c).items():
-        tasks = record["tasks"]
-        unseen = {task: _unseen(row) for task, row in tasks.items()}
-        if all(value is None for value in unseen.values()):
+        unseen = unseen_scores(record)
+        if not unseen:
             return pd.DataFrame()
-        scores = {task: row["score"] if unseen[task] is None else unseen[task] for task, row in tasks.items()}
-        rows[label] = {f"{task}, unseen": value for task, value in unseen.items() if value is not None}
-        rows[label]["avg"] = float(np.mean([scores[task] for task, row in tasks.items() if row["in_average"]]))
+        rows[label] = {f"{task}, unseen": score for task, score in unseen.items()}
+        rows[label]["avg"] = averages_of(suite, record, unseen)["avg"]
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _unseen(row: Mapping[str, Any]) -> float | None:
-    """The decontaminated score of a task of which some but not all pairs are left."""
-    left = row["details"].get("unseen_n")
-    return row["details"].get("unseen_score") if left is not None and left < row["n"] else None
 
 
 def efficiency_table(c: Comparison) -> pd.DataFrame:
@@ -113,7 +113,7 @@ def sharpness_table(c: Comparison) -> pd.DataFrame:
     Empty when no run has been measured, as with a preset of `sharpness_batches: 0`; TalasError when only some have.
     """
     trained = [(i, run) for i, run in enumerate(c.members) if c.trained(i)]
-    if not any(run.read_record("sharpness") for _, run in trained):
+    if not any(c.sharpness(i) for i, _ in trained):
         return pd.DataFrame(columns=_SHARPNESS_COLUMNS)
     records = [(c.label(i), c.record(run, "sharpness")) for i, run in trained]
     records.insert(0, ("untrained student", records[0][1]["untrained"]))
@@ -122,8 +122,8 @@ def sharpness_table(c: Comparison) -> pd.DataFrame:
 
 def curves_table(c: Comparison) -> pd.DataFrame:
     """The logged training steps of every run, tidy, with a `model` column."""
-    frames = [pd.DataFrame(run.read_metrics()).assign(model=c.label(i)) for i, run in enumerate(c.members)]
-    return pd.concat(frames, ignore_index=True)
+    frames = [pd.DataFrame(rows).assign(model=c.label(i)) for i in range(len(c.members)) if (rows := c.logged(i))]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", "epoch", "loss", "model"])
 
 
 def verdict(c: Comparison) -> str:
@@ -162,7 +162,7 @@ def _apart(c: Comparison) -> str:
 
     averages = [c.evaluation(i)["avg"] for i in range(len(c.members))]
     text = f"The trained students lie {max(averages) - min(averages):.2f} points apart"
-    sharp = {c.label(i): run.read_record("sharpness") for i, run in enumerate(c.members) if c.trained(i)}
+    sharp = {c.label(i): c.sharpness(i) for i in range(len(c.members)) if c.trained(i)}
     if sharp and all(sharp.values()):
         values = ", ".join(f"{record['lambda_max']:.3g} ({label})" for label, record in sharp.items() if record)
         text += f"; their largest Hessian eigenvalues are {values}"
@@ -195,7 +195,7 @@ def summary(c: Comparison, *, name: str) -> dict[str, Any]:
 def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
     run, p = c.members[index], c.resolved[index]
     trained, scored = c.record(run, "train"), c.evaluation(index)
-    sharp = run.read_record("sharpness") or {}
+    sharp = c.sharpness(index) or {}
     return {
         "run": run.id,
         "method": p.method,
@@ -203,7 +203,7 @@ def _run_summary(c: Comparison, index: int) -> dict[str, Any]:
         "seed": p.seed,
         "avg": scored["avg"],
         "tasks": {task: row["score"] for task, row in scored["tasks"].items()},
-        "unseen": {task: score for task, row in scored["tasks"].items() if (score := _unseen(row)) is not None},
+        "unseen": unseen_scores(scored),
         "efficiency": scored.get("efficiency"),
         "collapse": {"train": trained.get("collapse"), "evaluate": scored.get("collapse")},
         "lambda_max": sharp.get("lambda_max"),

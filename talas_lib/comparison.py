@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from talas_lib import methods, params, runs
+import numpy as np
+
+from talas_lib import item_results, methods, params, runs
 from talas_lib.errors import TalasError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REFERENCE_LABELS = {
     "teacher": "teacher",
     "untrained_cls": "untrained student, CLS pooling",
     "untrained_mean": "untrained student, mean pooling",
 }
-# parameters named in a label where they differ: between all runs, between those of one method, of one optimizer
-_SHOWN = {
-    "": ("student", "teacher_names", "pooling", "lr", "epochs", "batch_size", "corpus", "max_sentences", "precision"),
-    "method": ("method_params",),
-    "optimizer": ("rho", "eta", "same_dropout", "perturb_heads"),
-}
+# parameters named in a label where they differ: between all runs, and between those of one optimizer
+_SHOWN = (
+    "student",
+    "teacher_names",
+    "pooling",
+    "lr",
+    "epochs",
+    "batch_size",
+    "corpus",
+    "max_sentences",
+    "hold_out",
+    "precision",
+    "warmup",
+    "weight_decay",
+    "max_length",
+)
+OF_OPTIMIZER = ("rho", "eta", "same_dropout", "perturb_heads")
+_WEIGHT = "weight_"  # settings of a method that weigh a term of its loss; one of 0 leaves the term out
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,25 @@ class Comparison:
             )
         return record
 
+    def sharpness(self, index: int) -> dict[str, Any] | None:
+        """The sharpness record of a run, None when it has not been measured."""
+        return self.members[index].read_record("sharpness")
+
+    def logged(self, index: int) -> list[dict[str, Any]]:
+        """The logged training steps of a run."""
+        return self.members[index].read_metrics()
+
+    def items(self, index: int) -> item_results.ByTask:
+        """What each test item came to for a run. TalasError where that is missing or belongs to another evaluation."""
+        suite = self.evaluation(index)["suite"]
+        return item_results.load(self.members[index].items_file(suite["name"]), suite)
+
+    def item_differences(self, baseline: str | None = None, *, progress: Any = None) -> pd.DataFrame:
+        """Differences over resampled test items (see spread.bootstrap_table)."""
+        from talas_lib import spread
+
+        return spread.bootstrap_table(self, baseline, progress=progress)
+
     def trained(self, index: int) -> bool:
         """Whether a loss was trained; False for a method that computes its student, such as static."""
         return not methods.builds_student(self.resolved[index].method)
@@ -76,16 +112,41 @@ class Comparison:
 
     def group(self, index: int) -> str:
         """The label without the seed: the same for runs that differ in nothing else."""
-        p = self.resolved[index]
+        return self.name_of(self.resolved[index])
+
+    def name_of(self, p: Any) -> str:
+        """What distinguishes these parameters from those of the other runs, the seed left out."""
         parts = [f"{p.method} + {p.optimizer}"]
-        rivals = {"": self.resolved}
-        rivals["optimizer"] = tuple(q for q in self.resolved if q.optimizer == p.optimizer)
-        rivals["method"] = tuple(q for q in self.resolved if q.method == p.method)
-        for among, names in _SHOWN.items():
-            for name in names:
-                if len({str(getattr(q, name)) for q in rivals[among]}) > 1:
-                    parts.append(f"{name.removesuffix('_names')} {getattr(p, name)}")
+        parts += [f"{n.removesuffix('_names')} {getattr(p, n)}" for n in _SHOWN if len(self.values_of(p, n)) > 1]
+        parts += self._changes(p)
+        differing = [n for n in OF_OPTIMIZER if len(self.values_of(p, n)) > 1 and getattr(p, n) is not False]
+        parts += [n if getattr(p, n) is True else f"{n} {getattr(p, n)}" for n in differing]
         return ", ".join(parts)
+
+    def values_of(self, p: Any, name: str) -> set[str]:
+        """The values that a parameter has among the runs which a label has to tell apart by it."""
+        rivals = self.resolved
+        if name in OF_OPTIMIZER:
+            rivals = tuple(q for q in rivals if q.optimizer == p.optimizer)
+        return {str(getattr(q, name)) for q in rivals}
+
+    def method_values(self, p: Any) -> dict[str, list[Any]]:
+        """The settings that `method_params` name among the runs of a method, each with the values it has there."""
+        rivals = [q for q in self.resolved if q.method == p.method]
+        names = dict.fromkeys(name for q in rivals for name in q.method_params)
+        return {name: [getattr(q.method_config, name) for q in rivals] for name in names}
+
+    def _changes(self, p: Any) -> list[str]:
+        """The settings of the method that differ; weights of 0 as `without <term>`."""
+        parts, without = list[str](), list[str]()
+        for name, values in self.method_values(p).items():
+            own = getattr(p.method_config, name)
+            weighs = name.startswith(_WEIGHT)
+            if weighs and own == 0:
+                without.append(name.removeprefix(_WEIGHT))
+            elif len({str(value) for value in values if not (weighs and value == 0)}) > 1:
+                parts.append(f"{name} {own}")
+        return [*parts, *([f"without {' and '.join(without)}"] if without else [])]
 
     def groups(self) -> dict[str, list[int]]:
         """Numbers of the runs of each group, in order of first appearance."""
@@ -117,8 +178,42 @@ def _evaluated(record: Mapping[str, Any]) -> str:
     return ", ".join([f"tasks {suite['name']}", *details])
 
 
+def unseen_scores(record: Mapping[str, Any]) -> dict[str, float]:
+    """The decontaminated scores of the tasks of which some but not all pairs are left, by task."""
+    found = {}
+    for task, row in record["tasks"].items():
+        left, score = (row["details"].get(name) for name in ("unseen_n", "unseen_score"))
+        if left is not None and left < row["n"] and score is not None:
+            found[task] = score
+    return found
+
+
+def averages_of(
+    suite: Mapping[str, Any], record: Mapping[str, Any], instead: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """avg_in and avg_out (where there are such tasks) and avg of a model's scores on a suite, as recorded.
+
+    instead: scores that replace a task's own, such as `unseen_scores`.
+    """
+    domains = {name: in_domain for name, _, counted, in_domain in suite["tasks"] if counted}
+    scores = {task: row["score"] for task, row in record["tasks"].items()} | dict(instead or {})
+    chosen = {
+        "avg_in": [scores[task] for task, in_domain in domains.items() if in_domain is True],
+        "avg_out": [scores[task] for task, in_domain in domains.items() if in_domain is False],
+        "avg": [scores[task] for task in domains],
+    }
+    return {name: float(np.mean(values)) for name, values in chosen.items() if values}
+
+
 def collect(p: Any) -> Comparison:
-    """The runs that the parameters and their grid name. TalasError lists those that are missing or of another recipe."""
+    """The runs that the parameters and their grid name. TalasError lists those that are missing or of another recipe.
+
+    With `tables`, the runs on record of the study's first table that has any (see study.open_study).
+    """
+    if p.tables:
+        from talas_lib import study
+
+        return study.first_block(p.given_values())
     resolved = tuple(params.resolve("03_train", values) for values in params.expand_grid(p.given_values()))
     found = tuple(runs.open_run(q, create=False) for q in resolved)
     missing = [run.id for run in found if run.read_record("train") is None]

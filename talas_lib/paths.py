@@ -1,7 +1,7 @@
 """Where things lie on this machine: the project's folders and those named by environment variables.
 
-`TALAS_OUTPUTS` moves `outputs/` (it may lie outside the work tree), `TALAS_DATA` and `TALAS_ASSETS` name
-folders of local data sets and local models. All functions read the environment at the call, so that tests and
+`TALAS_OUTPUTS` moves `outputs/` (it may lie outside the work tree), `TALAS_RESULTS` moves `results/`, `TALAS_DATA` and
+`TALAS_ASSETS` name folders of local data sets and local models. All functions read the environment at the call, so that tests and
 notebooks can change it.
 """
 
@@ -45,6 +45,14 @@ def outputs() -> Path:
     """
     given = os.environ.get("TALAS_OUTPUTS", "").strip()
     return (root() / Path(given).expanduser()).resolve() if given else root() / "outputs"
+
+
+def results() -> Path:
+    """`TALAS_RESULTS`, or `results/` of the project: small tables and records that are committed. A relative value counts
+    from the project folder.
+    """
+    given = os.environ.get("TALAS_RESULTS", "").strip()
+    return (root() / Path(given).expanduser()).resolve() if given else root() / "results"
 
 
 def cache_dir() -> Path:

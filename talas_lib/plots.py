@@ -63,7 +63,7 @@ def scores(table: pd.DataFrame) -> Figure:
 
 
 def eigenvalues(table: pd.DataFrame) -> Figure:
-    """Largest Hessian eigenvalue of each model by power iteration and by Lanczos; `table` from compare.sharpness_table."""
+    """Largest Hessian eigenvalue of each model by every estimator, headline subset; `table` from compare.sharpness_table."""
     import seaborn as sns
 
     rows = table[(table["quantity"] == "lambda_max") & table["batch"].isna()]
@@ -71,10 +71,13 @@ def eigenvalues(table: pd.DataFrame) -> Figure:
     if rows.empty:
         axes.set_title("No eigenvalues: none of these runs has been measured, or none was trained on a loss")
         return figure
-    sns.barplot(rows, x="model", y="value", hue="estimator", palette=["#56B4E9", "#E69F00"], ax=axes)
-    lanczos = rows[rows["estimator"] == "lanczos"].set_index("model")["value"]
+    if "subset" in rows:
+        rows = rows[rows["subset"] == rows["subset"].iloc[0]]
+    palette = ["#E69F00", "#56B4E9", *SPARE][: rows["estimator"].nunique()]
+    sns.barplot(rows, x="model", y="value", hue="estimator", palette=palette, ax=axes)
+    headline = rows.drop_duplicates("model").set_index("model")["value"]
     axes.set_title(
-        "Largest Hessian eigenvalue: " + ", ".join(f"{m} {v:.3g}" for m, v in lanczos.items()),
+        "Largest Hessian eigenvalue: " + ", ".join(f"{m} {v:.3g}" for m, v in headline.items()),
         fontsize="medium",
         wrap=True,
     )
@@ -94,6 +97,10 @@ def training_curves(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
+    if table.empty:
+        figure, axes = _axes(7.5, 2.5)
+        axes.set_title("No curves: no logged steps of these runs are here")
+        return figure
     shown = [t for t in terms if t in table.columns] or ["mean_cosine"]
     table = table.dropna(subset=shown[:1])
     sns.set_theme(style="whitegrid", context="notebook")

@@ -12,6 +12,8 @@ from talas_lib import paths
 if TYPE_CHECKING:
     from talas_lib.params import ResolvedParams
 
+EVALUATION_VERSION = 2  # raise it when a score or the content of a record changes: older ones are then computed anew
+
 
 def run_file(run_id: str, stage: str) -> Path:
     """Record of a run's stage: train, sharpness, or evaluate-<suite>."""
@@ -42,7 +44,8 @@ def cache_file(p: ResolvedParams) -> Path:
 def _corpus(p: ResolvedParams) -> dict[str, Any]:
     from talas_lib.params import corpus_identity
 
-    return {"corpus": corpus_identity(p.corpus_spec), "max_sentences": p.max_sentences}
+    held = {"hold_out": p.hold_out} if p.hold_out else {}
+    return {"corpus": corpus_identity(p.corpus_spec), "max_sentences": p.max_sentences} | held
 
 
 def _shared(stage: str, label: str, content: dict[str, Any]) -> Path:

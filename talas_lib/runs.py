@@ -141,6 +141,10 @@ class Run:
             return self.read_record(evaluation_stage(suite))
         return next(reversed(self.evaluations().values()), None)
 
+    def items_file(self, suite: str) -> Path:
+        """Where the results by test item of a suite lie (see item_results)."""
+        return self.folder / "items" / f"{suite}.npz"
+
     def finish(self, stage: str, **record: Any) -> Path:
         """`write_record` with keywords."""
         return self.write_record(stage, record)
@@ -307,9 +311,9 @@ def _run_folders() -> list[Path]:
 
 
 def list_runs() -> pd.DataFrame:
-    """One row a run: run, student, teacher, method, optimizer, seed, status, avg (0 to 100, NaN before
-    evaluation) and suite of the last evaluation, stages, corpus, recipe_version, created. A folder without a usable manifest is listed as
-    partial.
+    """One row a run: run, student, teacher, method, optimizer, seed, status, avg (0 to 100, NaN before evaluation)
+    and suite of the last evaluation, stages, corpus, recipe_version, created. A folder without a usable manifest is
+    listed as partial.
     """
     import pandas as pd
 

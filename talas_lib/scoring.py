@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from talas_lib import efficiency, item_results, paths, runs, sources
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.evaluate import SuiteScores, evaluate_suite, unseen_details
+from talas_lib.records import EVALUATION_VERSION
 from talas_lib.tasks import Pairs, Similarity
 
 if TYPE_CHECKING:
-    from talas_lib.params import ResolvedParams, TaskSuiteSpec
+    from talas_lib.params import ResolvedParams, TaskSuiteSpec, TeacherSpec
     from talas_lib.tasks import Task
 
-EVALUATION_VERSION = 2  # raise it when a score or the content of a record changes: older ones are then computed anew
 REFERENCES = ("teacher", "untrained_cls", "untrained_mean")
 Progress = Callable[[int, int], None]
 Load = Callable[[], Encoder]
@@ -151,27 +152,47 @@ def reference_scores(
     }
 
 
+def encoder_scores(
+    spec: TeacherSpec, what: Evaluation, *, seen: Collection[str] = (), progress: Progress | None = None
+) -> dict[str, Any]:
+    """The record of a ready-made encoder, of the form of a teacher's among the references and kept as the same. See there."""
+    identity = sources.teacher_identity(spec, precision=what.precision)
+
+    def load() -> Encoder:
+        return sources.load_teacher(spec, device=what.device)
+
+    return _kept_record(identity, load, None, what, seen, progress)
+
+
 def _reference(
     p: ResolvedParams, name: str, what: Evaluation, seen: Collection[str], progress: Progress | None
 ) -> dict[str, Any]:
-    pooling = None if name == "teacher" else name.removeprefix("untrained_")
+    if name == "teacher":
+        return encoder_scores(p.teacher_spec, what, seen=seen, progress=progress)
+    pooling = name.removeprefix("untrained_")
 
-    @cache
     def load() -> Encoder:
-        if name == "teacher":
-            return sources.load_teacher(p.teacher_spec, device=what.device)
         return sources.load_student(p.student_spec, device=what.device)
 
-    if name == "teacher":
-        identity = sources.teacher_identity(p.teacher_spec, precision=what.precision)
-    else:
-        identity = student_identity(p) | {"pooling": pooling}
+    return _kept_record(student_identity(p) | {"pooling": pooling}, load, pooling, what, seen, progress)
+
+
+def _kept_record(
+    identity: Mapping[str, Any],
+    load: Load,
+    pooling: str | None,
+    what: Evaluation,
+    seen: Collection[str],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The record of an encoder that no run has trained. load: called only if something of it is not kept."""
+    encoder = cache(load)
     content = {"reference": identity, "evaluation": what.identity}
-    scored = _kept_scores(content, lambda: score_encoder(load(), what, pooling=pooling, progress=progress))
-    if progress is not None and not load.cache_info().currsize:
+    scored = _kept_scores(content, lambda: score_encoder(encoder(), what, pooling=pooling, progress=progress))
+    if progress is not None and not encoder.cache_info().currsize:
         progress(scored.record["texts"], scored.record["texts"])
     surroundings = {"threads": torch.get_num_threads(), "device": what.device}
-    cost = kept("cost", content | surroundings, lambda: measured(load(), what, pooling))
+    cost = kept("cost", content | surroundings, lambda: measured(encoder(), what, pooling))
     record = scored.record | {"efficiency": efficiency.with_score(cost, scored.record["avg"])}
     for task in what.tasks:
         if isinstance(task.data, (Pairs, Similarity)):
@@ -212,17 +233,25 @@ def kept(kind: str, content: Mapping[str, Any], compute: Callable[[], dict[str, 
 def _kept_scores(content: Mapping[str, Any], compute: Callable[[], Scored]) -> Scored:
     """`kept` for scores, with their items beside them."""
     file = _file("scores", content)
-    beside = file.with_suffix(".npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # runs that are evaluated side by side score their references once
+        found = _whole_scores(file, content)
+        if found is None:
+            found = compute()
+            item_results.save(file.with_suffix(".npz"), content["evaluation"], found.items)
+            runs.atomic_write_json(file, found.record)
+    return found
+
+
+def _whole_scores(file: Path, content: Mapping[str, Any]) -> Scored | None:
+    """Kept scores with their items; None where either is missing or damaged."""
     found = _read(file)
-    if found is not None:
-        try:
-            return Scored(found, item_results.load(beside, content["evaluation"]))
-        except TalasError:
-            pass  # missing or damaged: computed anew
-    result = compute()
-    item_results.save(beside, content["evaluation"], result.items)
-    runs.atomic_write_json(file, result.record)
-    return result
+    if found is None:
+        return None
+    try:
+        return Scored(found, item_results.load(file.with_suffix(".npz"), content["evaluation"]))
+    except TalasError:
+        return None
 
 
 def _file(kind: str, content: Mapping[str, Any]) -> Path:

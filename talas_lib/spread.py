@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talas_lib import item_results
 from talas_lib.errors import TalasError, did_you_mean, listed
-from talas_lib.uncertainty import METRICS, Interval, bootstrap_differences, mean_and_sd, summarize, t_interval
+from talas_lib.uncertainty import (
+    METRICS,
+    Interval,
+    difference,
+    mean_and_sd,
+    resampled,
+    shared_items,
+    summarize,
+    t_interval,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from talas_lib.comparison import Comparison
 
 AVERAGE = "avg"
+_RESAMPLED = ["group", "task", "difference", "low", "high", "p", "n", "seeds"]
 
 
 def seeds_table(c: Comparison) -> pd.DataFrame:
@@ -114,50 +123,78 @@ def _sentence(row: Mapping[Any, Any], first: str) -> str:
 
 
 def bootstrap_table(
-    c: Comparison, baseline: str | None = None, *, resamples: int = 1000, seed: int = 0, progress: Any = None
+    c: Comparison,
+    baseline: str | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Any = None,
 ) -> pd.DataFrame:
     """Differences to the baseline group over resampled test items: group, task, difference, low, high (95 %), p, n items, seeds.
 
-    Each group's score is the mean over its seeds, both groups see the same resamples. `avg` resamples every task by itself.
-    Tasks without a score by item (clusters) are left out, and then `avg` too. Items are drawn as if independent; pairs that
-    share a text are not quite, so their intervals are somewhat narrow. TalasError where results by item are missing or
-    damaged. progress: told (group and task done, all).
+    groups: those to compare, None for all. Each group's score is the mean over its seeds, both groups see the same resamples.
+    `avg` resamples every task by itself. Tasks without a score by item (clusters) are left out, and then `avg` too. Items are
+    drawn as if independent; pairs that share a text are not quite, so their intervals are somewhat narrow. TalasError where
+    results by item are missing or damaged. progress: told (group and task done, all).
     """
     import pandas as pd
 
-    labels = [label for label in c.groups() if label != _label(c, baseline)]
-    theirs = [_items(c, i) for i in _group(c, baseline)]
+    own = _label(c, baseline)
+    labels = [label for label in (c.groups() if groups is None else groups) if label != own]
+    if not labels:
+        return pd.DataFrame(columns=_RESAMPLED)
+    drawn = _Drawn(c, resamples, seed)
     tasks = c.evaluation(0)["tasks"]
-    resampled = [task for task, row in tasks.items() if row["metric"] in METRICS and task in theirs[0]]
+    theirs = _group(c, baseline)
+    chosen = [task for task, row in tasks.items() if row["metric"] in METRICS and task in drawn.items(theirs[0])]
+    counted = [task for task, row in tasks.items() if row["in_average"]]
     rows: list[dict[str, Any]] = []
     for label in labels:
-        ours = [_items(c, i) for i in c.groups()[label]]
+        ours = c.groups()[label]
         found: dict[str, tuple[float, np.ndarray, int]] = {}
-        for task in resampled:
-            sides = [[items[task] for items in side] for side in (ours, theirs)]
-            own_seed = (seed, zlib.crc32(task.encode()))  # tasks of equal size are drawn independently
-            found[task] = bootstrap_differences(tasks[task]["metric"], *sides, resamples=resamples, seed=own_seed)
+        for task in chosen:
+            found[task] = drawn.difference(task, ours, theirs)
             if progress is not None:
-                progress(len(found) + len(resampled) * labels.index(label), len(resampled) * len(labels))
-        counted = [task for task, row in tasks.items() if row["in_average"]]
+                progress(len(found) + len(chosen) * labels.index(label), len(chosen) * len(labels))
         if set(counted) <= found.keys():
             found[AVERAGE] = _averaged([found[task] for task in counted])
-        for task, (value, drawn, n) in found.items():
-            interval = summarize(value, drawn, n)
+        for task, (value, values, n) in found.items():
+            interval = summarize(value, values, n)
             rows.append({"group": label, "task": task, **_row(interval), "p": interval.p, "seeds": len(ours)})
-    return pd.DataFrame(rows, columns=["group", "task", "difference", "low", "high", "p", "n", "seeds"])
+    return pd.DataFrame(rows, columns=_RESAMPLED)
+
+
+class _Drawn:
+    """Scores of runs on the resamples of each task, every run once; tasks of equal size are drawn independently."""
+
+    def __init__(self, c: Comparison, resamples: int, seed: int) -> None:
+        self._c, self._resamples, self._seed = c, resamples, seed
+        self._items: dict[int, Any] = {}
+        self._scores: dict[tuple[int, str], np.ndarray] = {}
+
+    def items(self, index: int) -> Any:
+        if index not in self._items:
+            self._items[index] = self._c.items(index)
+        return self._items[index]
+
+    def difference(self, task: str, ours: Sequence[int], theirs: Sequence[int]) -> tuple[float, np.ndarray, int]:
+        n = shared_items([self.items(i)[task] for i in (*ours, *theirs)])
+        sides = [[self._score(i, task) for i in side] for side in (ours, theirs)]
+        return *difference(*sides), n
+
+    def _score(self, index: int, task: str) -> np.ndarray:
+        if (index, task) not in self._scores:
+            metric = self._c.evaluation(index)["tasks"][task]["metric"]
+            seed = (self._seed, zlib.crc32(task.encode()))
+            found = resampled(metric, self.items(index)[task], resamples=self._resamples, seed=seed)
+            self._scores[index, task] = found
+        return self._scores[index, task]
 
 
 def _averaged(of_tasks: Sequence[tuple[float, np.ndarray, int]]) -> tuple[float, np.ndarray, int]:
     values, drawn, sizes = zip(*of_tasks, strict=True)
     return float(np.mean(values)), np.mean(drawn, axis=0), sum(sizes)
-
-
-def _items(c: Comparison, index: int) -> item_results.ByTask:
-    from talas_lib.assess import items_file
-
-    suite = c.evaluation(index)["suite"]
-    return item_results.load(items_file(c.members[index], suite["name"]), suite)
 
 
 def _label(c: Comparison, baseline: str | None) -> str:

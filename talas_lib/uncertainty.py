@@ -151,20 +151,33 @@ def bootstrap_differences(
     metric: str, ours: Sequence[Items], theirs: Sequence[Items], *, resamples: int = 1000, seed: int | Sequence[int] = 0
 ) -> tuple[float, np.ndarray, int]:
     """The difference on all items, on each resample `[resamples]` (0 to 100), and the number of items."""
+    n = shared_items([*ours, *theirs])
+    sides = [[resampled(metric, items, resamples=resamples, seed=seed) for items in side] for side in (ours, theirs)]
+    return *difference(*sides), n
+
+
+def resampled(metric: str, items: Items, *, resamples: int = 1000, seed: int | Sequence[int] = 0) -> np.ndarray:
+    """A score (0 to 1) on all items, then on each resample, `[1 + resamples]`; which items are drawn depends on n and seed.
+
+    ValueError for a metric that is not one of METRICS.
+    """
     if metric not in METRICS:
         raise ValueError(f"no resampled metric {metric!r}; there are {', '.join(METRICS)}")
-    n = _shared_items([*ours, *theirs])
-
-    def difference(weights: np.ndarray) -> np.ndarray:
-        sides = [np.mean([METRICS[metric](items, weights) for items in side], axis=0) for side in (ours, theirs)]
-        return 100 * (sides[0] - sides[1])
-
+    n = len(next(iter(items.values())))
     rng = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
+    found = np.empty(1 + resamples)
+    found[:1] = METRICS[metric](items, np.ones((1, n)))
     for start in range(0, resamples, _ROWS):
         size = min(_ROWS, resamples - start)
-        drawn[start : start + size] = difference(rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64))
-    return float(difference(np.ones((1, n)))[0]), drawn, n
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        found[1 + start : 1 + start + size] = METRICS[metric](items, weights)
+    return found
+
+
+def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Mean over our seeds less mean over theirs, 0 to 100: on all items, and on each resample; both as `resampled` gives."""
+    apart = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    return float(apart[0]), apart[1:]
 
 
 def summarize(value: float, drawn: np.ndarray, n: int, *, level: float = 0.95) -> Interval:
@@ -174,7 +187,7 @@ def summarize(value: float, drawn: np.ndarray, n: int, *, level: float = 0.95) -
     return Interval(value, float(low), float(high), n, min(1.0, 2 * float(share)))
 
 
-def _shared_items(sides: Sequence[Items]) -> int:
+def shared_items(sides: Sequence[Items]) -> int:
     """How many items all sides have. ValueError when they are not the same items."""
     sizes = {len(array) for items in sides for array in items.values()}
     if len(sizes) != 1:

@@ -209,7 +209,9 @@ def test_every_suite_has_a_record_of_its_own(own):
     p = own.params
     for suite, expected in ((None, extra), ("tiny", main), ("extra-tiny", extra)):
         assert compare.scores_table(Comparison((own,), (p,), suite)).loc["talas + adamw", "avg"] == expected["avg"]
-    with pytest.raises(TalasError, match=r"has no record of tasks mini; .*04_evaluate\.ipynb with -p run \S+ -p tasks mini"):
+    with pytest.raises(
+        TalasError, match=r"has no record of tasks mini; .*04_evaluate\.ipynb with -p run \S+ -p tasks mini"
+    ):
         compare.scores_table(Comparison((own,), (p,), "mini"))
 
 
@@ -271,10 +273,22 @@ def test_labels_name_what_differs_within_a_method_and_within_an_optimizer():
     resolved = tuple(params.resolve("03_train", SMALL | cell) for cell in cells)
     c = Comparison((None,) * 4, resolved)
     assert [c.label(i) for i in range(4)] == [
-        "talas + asam, batch_size 8, method_params {}, rho 0.1",
-        "talas + asam, batch_size 8, method_params {}, rho 0.2",
-        "talas + adamw, batch_size 8, method_params {'temperature': 0.2}",
+        "talas + asam, batch_size 8, temperature 0.1, rho 0.1",
+        "talas + asam, batch_size 8, temperature 0.1, rho 0.2",
+        "talas + adamw, batch_size 8, temperature 0.2",
         "simcse + adamw, batch_size 16",
+    ]
+
+
+def test_labels_say_what_a_loss_is_without():
+    changes = [{}, {"weight_simcse": 0.0}, {"weight_simcse": 0.0, "weight_lasd": 0.0}, {"weight_tamd": 0.5}]
+    resolved = tuple(params.resolve("03_train", SMALL | {"method_params": change}) for change in changes)
+    c = Comparison((None,) * 4, resolved)
+    assert [c.label(i) for i in range(4)] == [
+        "talas + asam, weight_tamd 0.75",
+        "talas + asam, weight_tamd 0.75, without simcse",
+        "talas + asam, weight_tamd 0.75, without simcse and lasd",
+        "talas + asam, weight_tamd 0.5",
     ]
 
 
@@ -363,14 +377,14 @@ def test_verdict_and_summary_over_seeds(comparison):
 
 def test_alarms_are_shown_with_their_run(comparison, monkeypatch):
     assert compare.alarms(comparison) == {}
-    original = Comparison.record
+    record, evaluation = Comparison.record, Comparison.evaluation
     bad = comparison.members[4].id
-
-    def record(self, run, stage):
-        found = original(self, run, stage)
-        return found | {"collapse": f"{stage} trouble"} if run.id == bad else found
-
-    monkeypatch.setattr(Comparison, "record", record)
+    of_training = {"collapse": "train trouble"}
+    monkeypatch.setattr(
+        Comparison, "record", lambda c, run, stage: record(c, run, stage) | (of_training if run.id == bad else {})
+    )
+    after = {4: {"collapse": "evaluate trouble"}}
+    monkeypatch.setattr(Comparison, "evaluation", lambda c, index: evaluation(c, index) | after.get(index, {}))
     assert compare.alarms(comparison) == {
         "talas + asam, seed 2": "in training, train trouble; after training, evaluate trouble"
     }

@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import yaml
 
-from talas_lib import params, paths
+from talas_lib import params, paths, plan
 
 
 def call(*arguments, outputs, cwd=None, **environment):
@@ -29,31 +30,92 @@ def jobs(output: str) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
-def test_a_dry_run_lists_every_stage_of_every_cell(tmp_path):
-    done = call("smoke", "--dry-run", outputs=tmp_path)
+def dry_run(preset, *config, outputs, cwd=None, results=None) -> str:
+    """What Snakemake says it would do, with the commands."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "2"]
+    surroundings = {"TALAS_OUTPUTS": str(outputs), "TALAS_RESULTS": str(results or outputs / "results")}
+    done = subprocess.run(
+        [*command, "--config", f"preset={preset}", *config],
+        cwd=cwd or paths.root(),
+        env=os.environ | surroundings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
-    found = jobs(done.stdout + done.stderr)
-    for stage in ("train", "evaluate", "sharpness"):
-        assert sum(count for rule, count in found.items() if rule.startswith(f"{stage}_")) == 2
-    assert {"data", "compare"} <= found.keys()
-    assert sum(rule.startswith("cache_") for rule in found) == 1
-    assert list(tmp_path.glob("*--*")) == []
+    return done.stdout + done.stderr
 
 
-def test_runs_wait_for_what_their_method_reads(tmp_path):
-    """Vectors of one teacher, its token states as well, vectors of two teachers, nothing: one cache job for each kind."""
+def planned(preset, *config, **where) -> dict[str, int]:
+    """Rule to number of jobs that Snakemake would run."""
+    return jobs(dry_run(preset, *config, **where))
+
+
+def kinds(found: dict[str, int]) -> dict[str, int]:
+    """Number of jobs by the word before the first underscore of their rule."""
+    return dict(Counter(rule.split("_")[0] for rule, count in found.items() for _ in range(count)))
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The project's params, notebooks and Snakefile in a folder of their own."""
     for name in ("params", "notebooks"):
         shutil.copytree(paths.root() / name, tmp_path / name)
     shutil.copy(paths.root() / "Snakefile", tmp_path)
-    preset = yaml.safe_load((tmp_path / "params" / "presets" / "smoke.yaml").read_text())
-    del preset["teacher"]
+    return tmp_path
+
+
+def preset(clone, name, without=(), **values) -> None:
+    """A preset on the smoke preset's values."""
+    given = yaml.safe_load((clone / "params" / "presets" / "smoke.yaml").read_text()) | values | {"report": name}
+    kept = {key: value for key, value in given.items() if key not in without}
+    (clone / "params" / "presets" / f"{name}.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+
+
+TABLES = {
+    "first": {"title": "Two optimizers", "grid": {"optimizer": ["asam", "adamw"]}},
+    "second": {
+        "title": "The reader's and a shared run",
+        "beside": ["extra-tiny"],
+        "encoders": ["tiny-xlmr"],
+        "optimizer": "adamw",
+        "grid": {"method": ["talas", "simcse"]},
+    },
+}
+
+
+def study(clone, **tables) -> None:
+    preset(clone, "study", without=("grid",), sharpness_batches=0, tables=TABLES | tables)
+
+
+def test_the_graph_has_every_stage_of_every_cell(tmp_path):
+    found = kinds(planned("smoke", outputs=tmp_path))
+    assert found == {"all": 1, "data": 1, "cache": 1, "train": 2, "evaluate": 2, "sharpness": 2, "compare": 1}
+    assert list(tmp_path.glob("*--*")) == []
+
+
+def test_the_graph_of_a_study(clone):
+    """A shared run is trained once and scored on the suites of both tables; one table alone asks for less."""
+    study(clone)
+    outputs = clone / "outputs"
+    every = {"all": 1, "data": 1, "cache": 1, "train": 3, "evaluate": 5, "keep": 3, "encoder": 1, "compare": 1}
+    said = dry_run("study", outputs=outputs, cwd=clone)
+    assert kinds(jobs(said)) == every
+    for run_id in (rule.removeprefix("train_") for rule in jobs(said) if rule.startswith("train_")):
+        assert f"notebooks/03_train.ipynb {outputs}/nb/{run_id}/03_train.ipynb" in said
+        assert f"python -m talas_lib.study_records keep study {run_id}" in said
+    part = {"all": 1, "data": 1, "cache": 1, "train": 2, "evaluate": 2, "keep": 2, "compare": 1}
+    assert kinds(planned("study", "tables=first", outputs=outputs, cwd=clone)) == part
+
+
+def test_runs_wait_for_what_their_method_reads(clone):
+    """Vectors of one teacher, its token states as well, vectors of two teachers, nothing: one cache job for each kind."""
     pairs = [("talas", ["tiny"]), ("rkd", ["tiny"]), ("cdm", ["tiny"]), ("simcse", ["tiny"])]
     pairs.append(("majority_vote", ["tiny", "tiny-xlmr"]))
-    preset |= {"grid": {"method, teachers": [list(pair) for pair in pairs]}, "report": "mixed"}
-    (tmp_path / "params" / "presets" / "mixed.yaml").write_text(yaml.safe_dump(preset))
-    done = call("mixed", "--dry-run", outputs=tmp_path / "outputs", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = jobs(done.stdout + done.stderr)
+    grid = {"method, teachers": [list(pair) for pair in pairs]}
+    preset(clone, "mixed", without=("teacher",), grid=grid)
+    found = planned("mixed", outputs=clone / "outputs", cwd=clone)
     assert sum(rule.startswith("cache_") for rule in found) == 3
     trained = [rule for rule in found if rule.startswith("train_")]
     assert len(trained) == len(pairs)
@@ -62,7 +124,12 @@ def test_runs_wait_for_what_their_method_reads(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
-    [(["nope"], ["'nope'", "quickstart"]), (["paper-talas"], ["talas15k", "TALAS_DATA"])],
+    [
+        (["nope"], ["'nope'", "quickstart"]),
+        (["smoke", "--tables", "one"], ["no table 'one'", "has no tables"]),
+        (["cpu-study", "--tables", "tabel1"], ["no table 'tabel1'", "Did you mean 'table1'"]),
+        (["paper-study"], ["talas15k", "TALAS_DATA"]),
+    ],
 )
 def test_what_cannot_run_is_answered_at_once(tmp_path, arguments, names):
     done = call(*arguments, outputs=tmp_path, HF_HUB_OFFLINE="1", TALAS_DATA="")
@@ -73,13 +140,18 @@ def test_what_cannot_run_is_answered_at_once(tmp_path, arguments, names):
 
 @pytest.mark.slow
 def test_a_preset_runs_to_its_report_and_a_second_call_does_nothing(tmp_path):
-    first = call("smoke", "--cores", "2", outputs=tmp_path)
+    first = call("smoke", "--cores", "4", outputs=tmp_path)  # two runs side by side, two threads each
     assert first.returncode == 0, first.stderr[-3000:]
     result = json.loads((tmp_path / "smoke" / "summary.json").read_text())
     assert {run["optimizer"] for run in result["runs"]} == {"asam", "adamw"}
     assert result["wall_s"] > 0
     assert result["versions"].keys() >= {"torch", "python", "talas"}
     assert "SentenceTransformer" in first.stdout
+    for run in plan.make("smoke").runs:
+        executed = {file.name for file in (tmp_path / "nb" / run.run_id).iterdir()}
+        assert executed == {"03_train.ipynb", "04_evaluate-tiny.ipynb", "05_sharpness.ipynb"}
+        record = json.loads((tmp_path / run.run_id / "records" / "evaluate-tiny.json").read_text())
+        assert record["efficiency"]["threads"] == 2  # not what the surroundings say
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
     second = call("smoke", "--cores", "2", outputs=tmp_path)
     assert second.returncode == 0
@@ -87,10 +159,43 @@ def test_a_preset_runs_to_its_report_and_a_second_call_does_nothing(tmp_path):
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_stopped(clone):
+    """A failing run stops only itself and is named; what is on record is never made again; a lost record alone is made anew."""
+    broken = {"title": "Too many layers", "grid": {"method_params": [{"num_anchor_layers": 9}]}}
+    study(clone, third=broken)
+    outputs, kept = clone / "outputs", clone / "results" / "study"
+    where = {"outputs": outputs, "cwd": clone, "TALAS_RESULTS": str(clone / "results")}
+    first = call("study", "--cores", "2", **where)
+    assert first.returncode not in (0, 2)
+    assert "03_train: TalasError: method talas does not fit student tiny: num_anchor_layers=9" in first.stderr
+    assert len(list((kept / "runs").glob("*.json"))) == 3
+    assert (kept / "encoders" / "tiny-xlmr.json").is_file()
+
+    study(clone)
+    second = call("study", "--cores", "2", **where)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "3 of 3 runs on record, 0 to make" in second.stdout
+    before = {f: f.stat().st_mtime_ns for f in [*kept.rglob("*.json"), *outputs.rglob("records/*.json")]}
+    assert call("study", "--cores", "2", **where).returncode == 0
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+    shutil.rmtree(outputs)  # a lost machine: the committed records are all there is
+    lost = next(f for f in (kept / "runs").iterdir() if "--simcse--" in f.name)
+    lost.unlink()
+    found = kinds(planned("study", outputs=outputs, cwd=clone, results=clone / "results"))
+    assert found == {"all": 1, "data": 1, "train": 1, "evaluate": 2, "keep": 1, "compare": 1}
+    assert call("study", "--cores", "2", **where).returncode == 0
+    assert lost.is_file()
+    assert {f: f.stat().st_mtime_ns for f in before if kept in f.parents and f != lost} == {
+        f: t for f, t in before.items() if kept in f.parents and f != lost
+    }
+
+
 def test_presets_are_complete_and_their_runs_differ():
     for name in params.available("presets"):
         values = params.load_preset(name)
-        resolved = [params.resolve("03_train", cell) for cell in params.expand_grid(values)]
-        if name != "paper-talas":  # its corpus is local data
-            assert len({p.run_id for p in resolved}) == len(resolved)
         assert values["report"] == name
+        if "tables" not in values:  # tables may share runs
+            of = plan.make(name)
+            assert len(of.runs) == len(params.expand_grid(values))

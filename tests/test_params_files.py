@@ -52,10 +52,10 @@ def test_every_file_loads_and_says_why(file: Path) -> None:
     {
         "teachers": ["bge-m3", "llm2vec", "minilm-l6", "mpnet-base", "qwen3-0.6b", "qwen3-4b", "tiny"],
         "students": ["bert-base", "minilm-l3", "minilm-l6", "minilm-l6-h384", "minilm-l6-h768", "tiny"],
-        "corpora": ["mini", "talas15k", "tiny"],
+        "corpora": ["mini", "paper15k", "talas15k", "tiny"],
         "optimizers": ["adamw", "asam", "asam-kwon", "sam"],
         "methods": ["simcse", "talas"],
-        "presets": ["paper-talas", "quickstart", "smoke"],
+        "presets": ["cpu-study", "paper-study", "quickstart", "sharpness", "smoke"],
     }.items(),
 )
 def test_the_promised_names_are_there(kind: str, names: list[str]) -> None:

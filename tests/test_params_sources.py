@@ -29,7 +29,9 @@ def _online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def model_folder(folder: Path, **files: str) -> Path:
     """A folder that looks like a model."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ({"config.json": "{}", "model.safetensors": "weights", "tokenizer.json": "{}"} | files).items():
+    for name, text in (
+        {"config.json": '{"model_type": "bert"}', "model.safetensors": "weights", "tokenizer.json": "{}"} | files
+    ).items():
         (folder / name).write_text(text)
     return folder
 
@@ -206,7 +208,7 @@ def test_a_local_model_is_its_content_not_its_place(tmp_path: Path) -> None:
     (there / "pytorch_model.bin").write_text("not read beside safetensors")
     assert identity(here) == identity(there)
     for changed in ("model.safetensors", "tokenizer.json", "config.json"):
-        other = model_folder(tmp_path / changed, **{changed: "other"})
+        other = model_folder(tmp_path / changed, **{changed: '{"model_type": "bert", "other": 1}'})
         assert identity(other) != identity(here), changed
 
 

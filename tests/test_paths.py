@@ -16,7 +16,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("params", "notebooks"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in ("TALAS_OUTPUTS", "TALAS_DATA", "TALAS_ASSETS"):
+    for name in ("TALAS_OUTPUTS", "TALAS_RESULTS", "TALAS_DATA", "TALAS_ASSETS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -48,6 +48,13 @@ def test_outputs_follow_the_environment_at_each_call(project: Path, monkeypatch:
     assert paths.outputs() == project / "big" / "disk"
     monkeypatch.setenv("TALAS_OUTPUTS", "~/runs")
     assert paths.outputs() == Path.home() / "runs"
+
+
+def test_results_are_the_projects_unless_they_are_moved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.results() == project / "results"
+    monkeypatch.setenv("TALAS_RESULTS", "elsewhere/results")
+    monkeypatch.chdir(project / "notebooks")
+    assert paths.results() == project / "elsewhere" / "results"
 
 
 def test_named_folders_are_none_until_named_and_must_exist(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

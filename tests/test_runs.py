@@ -349,7 +349,7 @@ def test_an_id_that_is_not_there_names_those_that_are() -> None:
 
 
 def test_the_table_of_runs(outputs: Path) -> None:
-    assert list(runs.list_runs().columns)[:8] == [
+    assert list(runs.list_runs().columns)[:9] == [
         "run",
         "student",
         "teacher",

@@ -6,7 +6,7 @@ params.resolve("03_train", {"teacher": "tiny"}) # anywhere else
 """
 
 from talas_lib.params.fingerprints import corpus_identity, file_sha256, folder_sha256, model_identity
-from talas_lib.params.grid import expand_grid
+from talas_lib.params.grid import Table, cell_suites, expand_grid, expand_tables, select_tables
 from talas_lib.params.loading import (
     available,
     load_corpus_spec,
@@ -41,15 +41,18 @@ __all__ = [
     "ResolvedParams",
     "ResolvedSource",
     "StudentSpec",
+    "Table",
     "TaskSpec",
     "TaskSuiteSpec",
     "TeacherSpec",
     "available",
+    "cell_suites",
     "check_available",
     "config_hash",
     "corpus_identity",
     "corpus_path",
     "expand_grid",
+    "expand_tables",
     "file_sha256",
     "folder_sha256",
     "from_dict",
@@ -68,4 +71,5 @@ __all__ = [
     "parameters_cell",
     "resolve",
     "resolve_source",
+    "select_tables",
 ]

@@ -8,8 +8,8 @@ from typing import Any
 
 from talas_lib.errors import TalasError
 from talas_lib.params.loading import load_tasks
-from talas_lib.params.sources import WEIGHTS, ModelSpec, check_available, corpus_path, resolve_source
-from talas_lib.params.specs import CorpusSpec
+from talas_lib.params.sources import WEIGHTS, ModelSpec, check_available, corpus_path, part_file, resolve_source
+from talas_lib.params.specs import CorpusPart, CorpusSpec
 
 # everything from_pretrained reads: weights, configs (also 1_Pooling/config.json), tokenizers; a Dense behind the pooling
 _MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*/config.json", "[0-9]_*/model.safetensors")
@@ -35,18 +35,30 @@ def model_identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def corpus_identity(spec: CorpusSpec) -> dict[str, Any]:
-    """The sentences behind a spec: a built-in recipe, or the sha256 of a file's bytes and the columns read.
+    """The sentences behind a spec: a recipe, or the sha256 of a file's bytes and the columns read.
 
-    A built-in recipe names the tests it leaves out. Raises TalasError for a file that is not there.
+    A recipe names the tests it leaves out; that of a built corpus has the bytes of each part's file, or its table
+    on the hub. Raises TalasError for a file that is not there.
     """
     drawn: dict[str, Any] = {"sentences": spec.sentences, "seed": spec.seed}
     if spec.kind == "packaged":
         drawn |= {"min_words": spec.min_words, "max_words": spec.max_words}
-    if spec.kind in ("packaged", "tiny"):
+    if spec.kind == "built":
+        drawn["parts"] = [_part_identity(spec, part) for part in spec.parts]
+    if spec.kind in ("packaged", "built", "tiny"):
         suite = load_tasks(spec.held_out).tasks if spec.held_out else ()
         return {"kind": spec.kind, "held_out": [[t.name, t.builder, t.options] for t in suite], **drawn}
     columns = {"text_column": spec.text_column, "source_column": spec.source_column}
     return {"kind": "file", "sha256": file_sha256(corpus_path(spec)), **columns, **drawn}
+
+
+def _part_identity(spec: CorpusSpec, part: CorpusPart) -> dict[str, Any]:
+    file = part_file(spec, part)
+    drawn = {"name": part.name, "kind": part.kind, "count": part.count}
+    if file is not None:
+        return {**drawn, "sha256": file_sha256(file)}
+    assert part.hub is not None
+    return {**drawn, "hub": part.hub.model_dump(mode="json"), "split": part.split}
 
 
 def folder_sha256(folder: Path) -> str:

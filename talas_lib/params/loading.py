@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import typing
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from talas_lib import methods, paths
 from talas_lib.errors import TalasError, did_you_mean, listed
+from talas_lib.params.grid import expand_tables
 from talas_lib.params.sources import parse_source
 from talas_lib.params.specs import CorpusSpec, OptimizerSpec, Spec, StudentSpec, TaskSuiteSpec, TeacherSpec
 from talas_lib.params.strict_yaml import Document, Location, read_yaml
@@ -99,7 +101,7 @@ def load_method(name: str, overrides: dict[str, Any] | None = None) -> BaseModel
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The notebook parameters of `params/presets/<name>.yaml`, each checked for name and type, none filled in."""
+    """The notebook parameters of `params/presets/<name>.yaml`, grid and tables too, checked for name and type; none filled in."""
     document = _document("presets", name)
     for key, value in document.values.items():
         if key not in VOCABULARY:
@@ -112,7 +114,8 @@ def load_preset(name: str) -> dict[str, Any]:
             VOCABULARY[key].check(value)
         except TalasError as error:
             raise TalasError(f"{document.where((key,))}: {error}") from None
-    return dict(document.values)
+    expand_tables(document.values, document.where)
+    return copy.deepcopy(document.values)
 
 
 def _load(kind: str, name: str, model: type[S], source: str | None = None) -> S:
@@ -127,8 +130,9 @@ def _load(kind: str, name: str, model: type[S], source: str | None = None) -> S:
 
 
 def _document(kind: str, name: str) -> Document:
-    names = available(kind)
-    if name not in names:
+    path = spec_path(kind, name)
+    if not _NAME.fullmatch(name) or not path.is_file():
+        names = available(kind)
         what = _SINGULAR.get(kind, kind.rstrip("s"))
         example = f"params/{kind}/{names[0]}.yaml" if names else f"params/{kind}/"
         raise TalasError(
@@ -136,7 +140,7 @@ def _document(kind: str, name: str) -> Document:
             f" own, copy {example} to"
             f" params/{kind}/<name>.yaml (small letters, digits, `.`, `_`, `-`): the file's name is the value"
         )
-    return read_yaml(paths.params_dir() / kind / f"{name}.yaml")
+    return read_yaml(path)
 
 
 M = TypeVar("M", bound=BaseModel)

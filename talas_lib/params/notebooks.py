@@ -10,7 +10,7 @@ from talas_lib.params.vocabulary import VOCABULARY, Parameter, literal
 
 _TEACHERS = ("teacher", "teacher_source", "teachers")
 _MODELS = (*_TEACHERS, "student", "student_source")
-_DATA = ("corpus", "max_sentences")
+_DATA = ("corpus", "text_column", "source_column", "max_sentences", "hold_out")
 _METHOD = ("method", "method_params", "optimizer", "rho", "eta", "same_dropout", "perturb_heads")
 _TRAINING = (
     "seed",
@@ -24,8 +24,26 @@ _TRAINING = (
     "precision",
     "device",
 )
-_TRAIN = (*_MODELS, *_DATA, *_METHOD, "pooling", *_TRAINING, "checkpoint_every", "probe_every")
-_SHARPNESS = ("sharpness_batches", "sharpness_batch_size", "sharpness_tol", "sharpness_max_iter")
+_TRAIN = (*_MODELS, *_DATA, *_METHOD, "pooling", *_TRAINING, "checkpoint_every", "probe_every", "nonfinite")
+_SHARPNESS = (
+    "sharpness_batches",
+    "sharpness_batch_size",
+    "sharpness_tol",
+    "sharpness_max_iter",
+    "estimator",
+    "subsets",
+    "top_eigenvalues",
+    "trace_draws",
+    "dropout_seed",
+    "ball_rho",
+    "ball_steps",
+    "single_batches",
+    "held_out_batches",
+    "sharpness_epochs",
+    "final_batches",
+    "landscape",
+    "other_run",
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +97,14 @@ _NOTEBOOKS = (
         (*_TEACHERS, *_DATA, "method", "method_params", "max_length", "precision", "device"),
         loads=("teacher", "corpus"),
     ),
-    NotebookSchema("03_train", _TRAIN, loads=("teacher", "student", "corpus")),
+    NotebookSchema("03_train", (*_TRAIN, "keep_epochs"), loads=("teacher", "student", "corpus")),
     NotebookSchema("04_evaluate", ("run", "tasks", "eval_precision", "device")),
     NotebookSchema("05_sharpness", ("run", *_SHARPNESS, "seed", "device")),
-    NotebookSchema("06_compare", (*_TRAIN, "grid", "tasks", "report")),
+    NotebookSchema("06_compare", (*_TRAIN, "grid", "tables", "tasks", "beside", "eval_precision", "report")),
     NotebookSchema("07_efficiency", ("run_benchmarks",)),
+    NotebookSchema("08_explore", ("run", "query", "shown", "device")),
+    # the suite is for scores at shorter widths, which most exports can do without
+    NotebookSchema("09_export", ("run", "unseen", "dim", "tasks"), defaults={"tasks": None}),
 )
 _BY_NAME = {schema.name: schema for schema in _NOTEBOOKS}
 

@@ -49,6 +49,8 @@ def run_config(specs: Specs, values: Mapping[str, Any], needs_teacher: bool) -> 
         "corpus": {
             **corpus_identity(specs.corpus),
             "max_sentences": values.get("max_sentences"),
+            # not there without one, so that runs from before there was such a parameter are the same runs
+            **({"hold_out": values["hold_out"]} if values.get("hold_out") else {}),
         },
         "method": {"name": values["method"], **specs.method.model_dump(mode="json")},
         "optimizer": {"kind": specs.optimizer.kind, **specs.optimizer.settings},

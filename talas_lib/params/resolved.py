@@ -32,8 +32,12 @@ class _Vocabulary:
     student: str
     student_source: str | None
     corpus: str
+    text_column: str | None  # as given, as the next; the corpus's spec says which columns are read
+    source_column: str | None
     max_sentences: int | None
+    hold_out: float
     tasks: str
+    beside: list[str]
     method: str
     method_params: dict[str, Any]
     optimizer: str
@@ -55,14 +59,34 @@ class _Vocabulary:
     device: str
     checkpoint_every: int
     probe_every: int
+    nonfinite: str
+    keep_epochs: list[int]
     run: str
     sharpness_batches: int
     sharpness_batch_size: int
     sharpness_tol: float
     sharpness_max_iter: int
+    estimator: str
+    subsets: list[str]
+    top_eigenvalues: int
+    trace_draws: int
+    dropout_seed: int | None
+    ball_rho: float
+    ball_steps: int
+    single_batches: bool
+    held_out_batches: int
+    sharpness_epochs: list[int]
+    final_batches: int | None
+    landscape: int
+    other_run: str | None
     report: str | None
+    query: str | None
+    shown: int
+    unseen: str | None
+    dim: int | None
     run_benchmarks: bool
     grid: dict[str, list[Any]]
+    tables: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +139,7 @@ class ResolvedParams(_Vocabulary):
 
     @property
     def corpus_spec(self) -> CorpusSpec:
-        """The corpus; `max_sentences` is separate."""
+        """The corpus, with `text_column` and `source_column` applied; `max_sentences` is separate."""
         return self._spec("corpus", self.specs.corpus)
 
     @property

@@ -140,8 +140,8 @@ def _fill_in(
         student = loading.load_student(given["student"], given.get("student_source"))
         student = _with(student, pooling=given.get("pooling"), max_length=given.get("max_length"))
     if "corpus" in given:
-        corpus = loading.load_corpus_spec(given["corpus"])
-    if "tasks" in given:
+        corpus = _corpus(given, unused)
+    if given.get("tasks") is not None:
         tasks = loading.load_tasks(given["tasks"])
     if "method" in given:
         method = loading.load_method(given["method"], given["method_params"])
@@ -160,6 +160,15 @@ def _fill_in(
     return values, Specs(taught, student, corpus, tasks, method, optimizer), files
 
 
+def _corpus(given: Mapping[str, Any], unused: dict[str, str]) -> CorpusSpec:
+    spec = loading.load_corpus_spec(given["corpus"])
+    changes = {name: given[name] for name in ("text_column", "source_column") if given.get(name) is not None}
+    if changes and not spec.has_columns:
+        unused |= dict.fromkeys(changes, f"corpus {spec.name} is not read from columns")
+        return spec
+    return _with(spec, **changes)
+
+
 def _optimizer(given: Mapping[str, Any], unused: dict[str, str]) -> OptimizerSpec:
     spec = loading.load_optimizer(given["optimizer"])
     changes = {}
@@ -173,7 +182,7 @@ def _optimizer(given: Mapping[str, Any], unused: dict[str, str]) -> OptimizerSpe
     return _with(spec, **changes)
 
 
-C = TypeVar("C", StudentSpec, OptimizerSpec)
+C = TypeVar("C", StudentSpec, CorpusSpec, OptimizerSpec)
 
 
 def _with(spec: C, **changes: Any) -> C:

@@ -20,7 +20,9 @@ from typing import Literal
 from talas_lib import paths
 from talas_lib.asset_registry import ASSETS
 from talas_lib.errors import TalasError, did_you_mean, listed
-from talas_lib.params.specs import ARCHITECTURES, CorpusSpec, StudentSpec, TeacherSpec
+from talas_lib.params.specs import ARCHITECTURES, CorpusPart, CorpusSpec, StudentSpec, TeacherSpec
+from talas_lib.split_files import local_file, missing
+from talas_lib.texts import columns_of
 
 ModelSpec = TeacherSpec | StudentSpec
 HUB_TIMEOUT_S = 3.0
@@ -93,12 +95,11 @@ def _local_copy(name: str) -> ResolvedSource | None:
 def check_available(spec: ModelSpec | CorpusSpec) -> None:
     """Raises TalasError when a model or corpus cannot be had here, saying how it could. Never downloads.
 
-    A hub model counts as available when the local hub cache holds it, or when the hub answers within
-    HUB_TIMEOUT_S.
+    A hub model or data set counts as available when the local hub cache holds it, or when the hub answers
+    within HUB_TIMEOUT_S. A corpus's table must have the columns that are to be read.
     """
     if isinstance(spec, CorpusSpec):
-        if spec.kind in ("local", "file"):
-            corpus_path(spec)
+        _check_corpus(spec)
         return
     source = resolve_source(spec)
     if source.kind == "local":
@@ -130,6 +131,50 @@ def corpus_path(spec: CorpusSpec) -> Path:
     return path
 
 
+def part_file(spec: CorpusSpec, part: CorpusPart) -> Path | None:
+    """The local file of a built corpus's part, None where the hub's data set takes its place. TalasError without either."""
+    data = paths.data_dir()
+    file = local_file(data, part.place, part.split)
+    if file is None and part.hub is None:
+        raise TalasError(
+            f"corpus {spec.name!r}, part {part.name}: {missing(data, part.place, f'{part.split}.jsonl.gz')}, or give it a `hub`"
+        )
+    return file
+
+
+def _check_corpus(spec: CorpusSpec) -> None:
+    if spec.kind in ("local", "file"):
+        _check_columns(spec, corpus_path(spec))
+    for part in spec.parts:
+        if part_file(spec, part) is None and part.hub is not None and not _hub_table_cached(part.hub.id):
+            why = _why_no_hub()
+            if why:
+                raise TalasError(
+                    f"corpus {spec.name!r}, part {part.name}: {part.hub.id} is not in the local cache of data sets, and {why};"
+                    f" and {missing(paths.data_dir(), part.place, f'{part.split}.jsonl.gz')}"
+                )
+
+
+def _check_columns(spec: CorpusSpec, path: Path) -> None:
+    """TalasError when the table's first record lacks a column that was asked for; `source` alone may be absent."""
+    found = columns_of(path) if spec.has_columns else None
+    asked = {"text_column": spec.text_column, "source_column": spec.source_column}
+    for name, column in asked.items():
+        if found is not None and column not in found and (name, column) != ("source_column", "source"):
+            raise TalasError(
+                f"corpus {spec.name!r}: {path} has no column {column!r}.{did_you_mean(column, found)} It has {listed(found)}."
+                f" Choose one with `-p {name} ...`, or with `{name}:` in a file of params/corpora"
+            )
+
+
+def _hub_table_cached(hub_id: str) -> bool:
+    """Whether `datasets` has kept the data set; without its configuration, which is slow to import."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return (cache / hub_id.replace("/", "___")).is_dir()
+
+
 def _role(spec: ModelSpec) -> str:
     return "teacher" if isinstance(spec, TeacherSpec) else "student"
 
@@ -157,25 +202,27 @@ def _check_folder(spec: ModelSpec, folder: Path | None) -> None:
         raise TalasError(f"{role} {spec.name!r}: {folder} has no config.json; {why}. {_ways_out(spec)}")
     if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
         raise TalasError(f"{role} {spec.name!r}: {folder} has no weights ({' or '.join(WEIGHTS)}). {_ways_out(spec)}")
+    from talas_lib.model_folders import check_kind
+
+    check_kind(folder)
 
 
 def _check_hub(spec: ModelSpec, source: ResolvedSource) -> None:
     if in_hub_cache(source.hub_id, source.revision):
         return
-    role = _role(spec)
-    offline = next(
-        (name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_true(os.environ.get(name))), None
-    )
-    if offline:
-        why: str | None = f"{offline} is set"
-    else:
-        why = _no_connection(*_hub_address())
+    role, why = _role(spec), _why_no_hub()
     if why:
         raise TalasError(
             f"{role} {spec.name!r} ({source.hub_id}) is not in the local hub cache, and {why}."
             f" {_ways_out(spec)}."
             f" {role.capitalize()}s that need no hub: {listed(_without_hub(role))}"
         )
+
+
+def _why_no_hub() -> str | None:
+    """Why the hub cannot be asked, None if it can."""
+    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_true(os.environ.get(name))]
+    return f"{offline[0]} is set" if offline else _no_connection(*_hub_address())
 
 
 def in_hub_cache(hub_id: str, revision: str | None) -> bool:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from talas_lib.texts import is_table
+
 Pooling = Literal["cls", "mean", "last"]
 ARCHITECTURES = ("bert", "xlm-r", "mpnet", "qwen3", "qwen3-bidirectional")
 
@@ -66,18 +68,58 @@ class StudentSpec(Spec):
         return self
 
 
+class HubTable(BaseModel):
+    """A data set on the hub. columns: ours (text, or text1 and text2) to its own, where those have other names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str
+    config: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+
+
+class CorpusPart(Spec):
+    """A part of a built corpus: `count` texts or pairs of one split of a data set; its name becomes the source.
+
+    The split is the file <folder>/<split>.jsonl.gz below TALAS_DATA, with `text`, or `text1` and `text2`, in
+    every record, and where there is no such file the hub's data set. folder: None for the part's name.
+    """
+
+    kind: Literal["texts", "pairs"]
+    count: int = Field(ge=1)
+    folder: str | None = None
+    split: str = "train"
+    hub: HubTable | None = None
+
+    @property
+    def place(self) -> str:
+        """The folder below TALAS_DATA."""
+        return self.folder or self.name
+
+    @model_validator(mode="after")
+    def _columns_are_ours(self) -> CorpusPart:
+        ours = {"texts": ["text"], "pairs": ["text1", "text2"]}[self.kind]
+        unknown = [name for name in (self.hub.columns if self.hub else {}) if name not in ours]
+        if unknown:
+            raise ValueError(f"columns of a part of {self.kind} name {', '.join(ours)}, not {', '.join(unknown)}")
+        return self
+
+
 class CorpusSpec(Spec):
     """Unlabelled training sentences.
 
-    kind: `packaged` (built from a package, no network at import), `local` (path below TALAS_DATA), `file` (a
-    path of the user's), `tiny` (a few built-in sentences). sentences: how many to draw, None for all; seed:
-    of that draw. held_out: task suite whose test texts a built corpus leaves out; a file is read as it is.
+    kind: `packaged` (built from a package, no network at import), `built` (out of the parts, from local data or
+    the hub), `local` (path below TALAS_DATA), `file` (a path of the user's), `tiny` (a few made-up sentences).
+    sentences: how many to draw, None for all; seed: of every draw. held_out: task suite whose test texts are
+    left out; a file is read as it is.
     """
 
-    kind: Literal["packaged", "local", "file", "tiny"]
+    kind: Literal["packaged", "built", "local", "file", "tiny"]
     sentences: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0)
     path: str | None = None
+    parts: Annotated[tuple[CorpusPart, ...], Field(strict=False)] = ()
     text_column: str = "text"
     source_column: str = "source"
     held_out: str | None = None
@@ -93,6 +135,22 @@ class CorpusSpec(Spec):
         if wants_path and self.held_out is not None:
             raise ValueError(f"a corpus of kind {self.kind} takes no held_out: its sentences are read as they are")
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit_kind(self) -> CorpusSpec:
+        built, names = self.kind == "built", [part.name for part in self.parts]
+        if built != bool(names):
+            raise ValueError(f"a corpus of kind {self.kind} {'needs' if built else 'takes no'} parts")
+        if built and self.sentences is not None:
+            raise ValueError("a corpus of kind built takes no sentences: each of its parts has a count")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of parts repeat: {', '.join(names)}")
+        return self
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it is read from a table, rather than built or read from one sentence a line."""
+        return self.path is not None and is_table(self.path)
 
 
 METRICS = {

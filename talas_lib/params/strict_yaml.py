@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from talas_lib.errors import TalasError
 # the C parser is ten times as fast; both build plain data only
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Location = tuple[str | int, ...]
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+_DEEPEST = 50
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,29 @@ def read_yaml(path: Path) -> Document:
     label = _label(path)
     try:
         text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise _unreadable(label, error) from error
+    return _parsed(label, text)
+
+
+@lru_cache(maxsize=256)
+def _parsed(label: str, text: str) -> Document:
+    """A study reads the same few files hundreds of times; nobody may change what is in the document."""
+    try:
         _refuse_extras(text, label)
         node = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise TalasError(f"{label} is not readable as YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unreadable(label, error) from error
     if not isinstance(node, yaml.MappingNode):
         raise TalasError(f"{label} holds {type(values).__name__}, expected `key: value` lines")
     lines: dict[Location, int] = {}
     _walk(node, (), lines, label)
     return Document(label, values, lines)
+
+
+def _unreadable(label: str, error: Exception) -> TalasError:
+    return TalasError(f"{label} is not readable as YAML: {' '.join(str(error).split())}")
 
 
 def _label(path: Path) -> str:
@@ -65,7 +87,13 @@ def _refuse_extras(text: str, label: str) -> None:
         yaml.AnchorToken: "an anchor (&...)",
         yaml.AliasToken: "an alias (*...)",
     }
+    depth = 0
     for token in yaml.scan(text, Loader=_Loader):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _DEEPEST:  # the parser calls itself for each, and would end the process at some ten thousand
+            raise TalasError(
+                f"{label}, line {token.start_mark.line + 1}: nested deeper than {_DEEPEST} is not readable as YAML here"
+            )
         for kind, words in refused.items():
             if isinstance(token, kind):
                 line = token.start_mark.line + 1

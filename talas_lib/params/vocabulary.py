@@ -17,6 +17,8 @@ from talas_lib.errors import TalasError, did_you_mean, listed
 YAML_FLOAT_HINT = "it is text, since YAML 1.1 reads an exponent only after a dot and with a sign; write"
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _CONTAINERS: dict[str, type[Any]] = {"dict": dict, "list": list}
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = ("cache", "nb", "records")  # folders of the outputs that are there for something else
 # papermill adds these itself when called with --inject-paths
 _FROM_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
 
@@ -25,9 +27,10 @@ _FROM_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
 class Parameter:
     """One notebook parameter.
 
-    type: `str`, `int`, `float`, `bool`, `list` (of names) or `dict`. low and high: inclusive bounds for numbers; above:
-    an exclusive lower bound. choices: the accepted texts. optional: None is accepted, as it is wherever the
-    default is None; the value then comes from a params file or from another parameter (see help).
+    type: `str`, `int`, `float`, `bool`, `list` (of names, or of whole numbers where `entries` says so) or `dict`. low and
+    high: inclusive bounds for numbers; above: an exclusive lower bound. choices: the accepted texts. optional:
+    None is accepted, as it is wherever the default is None; the value then comes from a params file or from another parameter
+    (see help).
     """
 
     name: str
@@ -39,6 +42,8 @@ class Parameter:
     above: float | None = None
     choices: tuple[str, ...] = ()
     optional: bool = False
+    entries: str = "str"
+    folder: bool = False  # the value names a folder of the outputs
 
     def __post_init__(self) -> None:
         if self.default is None:
@@ -59,6 +64,11 @@ class Parameter:
         if self.choices and value not in self.choices:
             accepted = listed(self.choices) + (", or None" if self.optional else "")
             raise TalasError(f"{self.name} is {value!r}.{did_you_mean(value, self.choices)} Accepted: {accepted}")
+        if self.folder and (not _FOLDER.fullmatch(value) or value in _TAKEN):
+            raise TalasError(
+                f"{self.name} is {value!r}, which is no name for a folder of the outputs. Accepted: letters, digits, `.`, `_` and"
+                f" `-`, the first a letter or digit, and none of {listed(_TAKEN)}"
+            )
         return value
 
     def _check_range(self, value: float) -> None:
@@ -81,7 +91,7 @@ class Parameter:
             "int": "a whole number",
             "float": "a number",
             "bool": "True or False",
-            "list": "a list of names",
+            "list": "a list of names" if self.entries == "str" else "a list of whole numbers",
             "dict": "a mapping",
         }
         return words[self.type] + (" or None" if self.optional else "")
@@ -143,6 +153,20 @@ def _check_container(parameter: Parameter, value: Any) -> Any:
     raise parameter._wrong(value, _not_a_literal(parameter, value))
 
 
+def _check_entries(parameter: Parameter, value: Any) -> list[Any]:
+    return (_check_names if parameter.entries == "str" else _check_numbers)(parameter, value)
+
+
+def _check_numbers(parameter: Parameter, value: Any) -> list[int]:
+    for item in _check_container(parameter, value):
+        if not isinstance(item, int) or isinstance(item, bool) or (parameter.low is not None and item < parameter.low):
+            raise TalasError(
+                f"{parameter.name} has the entry {item!r}, expected whole numbers {parameter.range_text}, such as"
+                f" {parameter.name}: [1, 3]"
+            )
+    return list(value)
+
+
 def _check_names(parameter: Parameter, value: Any) -> list[str]:
     for item in _check_container(parameter, value):
         if not isinstance(item, str) or not item.strip():
@@ -167,7 +191,7 @@ _CHECKS: dict[str, Callable[[Parameter, Any], Any]] = {
     "int": _check_int,
     "float": _check_float,
     "bool": _check_bool,
-    "list": _check_names,
+    "list": _check_entries,
     "dict": _check_container,
 }
 
@@ -224,8 +248,19 @@ _PARAMETERS = (
     Parameter("student", "str", "minilm-l3", "a file of params/students"),
     Parameter("student_source", "str", None, "a local folder with the student, instead of its file's source"),
     Parameter("corpus", "str", "mini", "a file of params/corpora, or a .txt, .csv or .jsonl file of yours"),
+    Parameter("text_column", "str", None, "column of that file with the sentences, None for text"),
+    Parameter("source_column", "str", None, "column of that file that says where a sentence is from, None for source"),
     Parameter("max_sentences", "int", None, "train on a seeded sample of so many sentences, None for all", low=2),
+    Parameter(
+        "hold_out",
+        "float",
+        0.0,
+        "share of these sentences kept out of training, to measure agreement on",
+        low=0,
+        high=0.5,
+    ),
     Parameter("tasks", "str", "mini", "a file of params/tasks"),
+    Parameter("beside", "list", [], "further suites that every run is scored on, such as [tweet-eval]"),
     Parameter("method", "str", "talas", "a file of params/methods"),
     Parameter("method_params", "dict", {}, "changes to the method's file, such as {num_anchor_layers: 1}"),
     Parameter("optimizer", "str", "asam", "a file of params/optimizers"),
@@ -265,6 +300,21 @@ _PARAMETERS = (
     Parameter("device", "str", "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Parameter("checkpoint_every", "int", 200, "steps between resumable checkpoints", low=1),
     Parameter("probe_every", "int", 25, "steps between sharpness-aware probes, 0 for none", low=0),
+    Parameter(
+        "nonfinite",
+        "str",
+        "stop",
+        "a loss or gradient that is no number: stop, or skip the step",
+        choices=("stop", "skip"),
+    ),
+    Parameter(
+        "keep_epochs",
+        "list",
+        [],
+        "epochs whose weights are kept too, such as [1, 3], for 05_sharpness",
+        low=1,
+        entries="int",
+    ),
     Parameter("run", "str", "latest", "run id, or latest"),
     Parameter(
         "sharpness_batches", "int", 8, "fixed batches whose mean loss is analysed, 0 in a preset for no analysis", low=0
@@ -272,8 +322,46 @@ _PARAMETERS = (
     Parameter("sharpness_batch_size", "int", 32, "sentences in each of them", low=2),
     Parameter("sharpness_tol", "float", 1.0e-3, "relative change at which the iteration stops", above=0, high=0.5),
     Parameter("sharpness_max_iter", "int", 100, "Hessian-vector products at most", low=1),
-    Parameter("report", "str", None, "name of the report folder, None to write none"),
+    Parameter(
+        "estimator",
+        "str",
+        "both",
+        "lanczos, power, both, quick (differences of gradients) or pyhessian",
+        choices=("both", "lanczos", "quick", "power", "pyhessian"),
+    ),
+    Parameter(
+        "subsets",
+        "list",
+        ["encoder"],
+        "weights of the Hessian: encoder, heads, encoder+heads, layers; first is headline",
+    ),
+    Parameter("top_eigenvalues", "int", 1, "so many of the largest eigenvalues, by Lanczos", low=1, high=100),
+    Parameter("trace_draws", "int", 0, "random vectors at most for the trace, 0 for no trace", low=0),
+    Parameter("dropout_seed", "int", None, "dropout on, its masks fixed by this seed, None for dropout off", low=0),
+    Parameter(
+        "ball_rho",
+        "float",
+        0.5,
+        "radius of the ball of ASAM in which the loss rise is measured, 0 for none",
+        low=0,
+        high=10,
+    ),
+    Parameter("ball_steps", "int", 5, "ascent steps at most to the worst point of that ball", low=1, high=1000),
+    Parameter("single_batches", "bool", False, "also the largest eigenvalue of each batch by itself"),
+    Parameter("held_out_batches", "int", 0, "batches of sentences not trained on, for the loss gap, 0 for none", low=0),
+    Parameter("sharpness_epochs", "list", [], "kept epochs to measure beside the final weights", low=1, entries="int"),
+    Parameter("final_batches", "int", None, "fixed batches for the final weights, None for sharpness_batches", low=1),
+    Parameter(
+        "landscape", "int", 0, "points a side of the loss landscapes, an odd number, 0 for none", low=0, high=401
+    ),
+    Parameter("other_run", "str", None, "id of a second run, for the loss on the line between the two"),
+    Parameter("report", "str", None, "name of the report folder, None to write none", folder=True),
+    Parameter("query", "str", None, "the sentence whose neighbours are shown first, None for one of the corpus"),
+    Parameter("shown", "int", 400, "sentences of the corpus to look at", low=20, high=5000),
+    Parameter("unseen", "str", None, "a file of sentences not trained on, None for what the corpus left out"),
+    Parameter("dim", "int", None, "numbers of the exported vector, None for the student's own", low=2, high=8192),
     Parameter("run_benchmarks", "bool", False, "measure everything anew first, about 15 minutes of an idle machine"),
     Parameter("grid", "dict", {}, "lists to vary, such as {optimizer: [asam, adamw], seed: [42, 43]}"),
+    Parameter("tables", "dict", {}, "tables of a study by name, each {title: ..., grid: {...}} over the values above"),
 )
 VOCABULARY: dict[str, Parameter] = {parameter.name: parameter for parameter in _PARAMETERS}
