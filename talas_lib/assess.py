@@ -1,29 +1,24 @@
-"""What notebooks 04 and 05 do: score a run on its tasks and measure its sharpness, next to reference models."""
+"""What notebook 04 does: score a run on its tasks, next to reference models."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from talas_lib import collapse, efficiency, export, item_results, methods, runs, scoring, sources, stages
-from talas_lib.encoders import Encoder
+from talas_lib import collapse, efficiency, item_results, model_card, runs, scoring, stages
 from talas_lib.errors import TalasError
-from talas_lib.methods.base import Objective
-from talas_lib.sharpness import SharpnessResult, measure_sharpness
 from talas_lib.texts import comparison_key
 
 if TYPE_CHECKING:
-    from talas_lib.params import ResolvedParams, TaskSuiteSpec
+    from talas_lib.params import TaskSuiteSpec
 
 Progress = Callable[[int, int], None]
+
+
 def items_file(run: runs.Run, suite: str) -> Path:
     """Where a run's results by test item lie (see item_results)."""
-    return run.folder / "items" / f"{suite}.npz"
+    return run.items_file(suite)
 
 
 def evaluate_run(
@@ -44,6 +39,7 @@ def evaluate_run(
     stage = runs.evaluation_stage(suite.name)
     record = run.read_record(stage)
     if record is not None and record.get("suite") == what.identity and _has_items(run, what):
+        model_card.write(run)  # a process that ended right after the record has left it as it was
         return record
     student = stages.load_run_student(run).to(device)
     training = stages.load_corpus(run.params).texts
@@ -62,7 +58,7 @@ def evaluate_run(
         "references": references,
     }
     run.write_record(stage, record)
-    _refresh_card(run)
+    model_card.write(run)
     return record
 
 
@@ -85,157 +81,3 @@ def _collapse(run: runs.Run, geometry: Mapping[str, float], references: Mapping[
         done=1.0,
         circumstances=collapse.Circumstances.of(run.params, terms),
     )
-
-
-def _refresh_card(run: runs.Run) -> None:
-    """The model card again, with the scores of every suite the run was evaluated on."""
-    scores: dict[str, dict[str, Any]] = {}
-    for record in run.evaluations().values():
-        references = record["references"]
-        better = max(("untrained_cls", "untrained_mean"), key=lambda n: references[n]["avg"])
-        for task, row in record["tasks"].items():
-            scores[task] = {
-                "metric": row["metric"],
-                "student": row["score"],
-                "teacher": references["teacher"]["tasks"][task]["score"],
-                "untrained": references[better]["tasks"][task]["score"],
-            }
-    stages.write_card(run, run.read_record("train") or {}, scores=scores)
-
-
-# ---- sharpness
-
-
-def fixed_rows(sentences: int, batches: int, batch_size: int, seed: int) -> np.ndarray:
-    """Corpus rows of the fixed batches, `[batches, batch_size]`: a function of its arguments alone."""
-    size = min(batch_size, sentences)
-    rows = np.random.default_rng([seed, 7]).permutation(sentences)
-    return (
-        np.resize(rows, (batches, size))
-        if sentences < batches * size
-        else rows[: batches * size].reshape(batches, size)
-    )
-
-
-def student_sharpness(student: Encoder, method: Any, p: ResolvedParams, settings: ResolvedParams) -> SharpnessResult:
-    """Largest Hessian eigenvalue of the method's full objective at these weights.
-
-    Encoder parameters only (the projection heads' curvature measures their norm), fixed batches, dropout off, fp32,
-    attention by plain matrix products (the fused kernels have no second derivative). Embedding rows that no fixed
-    batch uses have zero curvature and are left out: the nonzero spectrum is the same.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    corpus = stages.load_corpus(p)
-    caches = stages.open_caches(p, corpus)
-    rows = fixed_rows(len(corpus.texts), settings.sharpness_batches, settings.sharpness_batch_size, settings.seed)
-    data, used = stages.training_data(p, student, corpus, caches).renumbered(rows.ravel())
-    objective = Objective(student, method, needs=p.needs, precision="fp32")
-    method.heads.to(student.device).eval()
-    method.enter(len(method.stages) - 1)  # the objective that training ended with
-    student.eval()
-    student.compact_vocabulary(used.to(student.device))
-    batches = [data.batch(r, student.device) for r in rows]
-
-    def loss_on(batch: Any) -> Callable[[], torch.Tensor]:
-        return lambda: objective(batch)[0]
-
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            return measure_sharpness(
-                [loss_on(b) for b in batches],
-                list(student.model.parameters()),
-                seed=settings.seed,
-                tol=settings.sharpness_tol,
-                max_iter=settings.sharpness_max_iter,
-                cache_graphs=True,
-            )
-    finally:
-        student.expand_vocabulary()
-
-
-def sharpness_record(result: SharpnessResult, seconds: float) -> dict[str, Any]:
-    """A JSON-ready record: the headline with its residual, and every estimate."""
-    head = result.lanczos_max
-    return {
-        "lambda_max": result.lambda_max,
-        "lambda_max_residual": head.residual,
-        "converged": head.converged,
-        "subset": result.subset,
-        "parameters": result.parameters,
-        "loss": result.loss,
-        "rows": result.to_rows(),
-        "power_trace": list(result.power_abs_max.trace),
-        "seconds": seconds,
-    }
-
-
-def sharpness_run(run: runs.Run, settings: ResolvedParams, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Sharpness of a finished run and of its untrained student under the same objective; recorded as `sharpness`.
-
-    settings: the parameters of notebook 05 (batches, tolerance, seed of batches and starting vectors). progress: told when
-    each of the two students is measured.
-    """
-    p = run.params
-    names = ("sharpness_batches", "sharpness_batch_size", "sharpness_tol", "sharpness_max_iter", "seed")
-    asked = {name: getattr(settings, name) for name in names}
-    record = run.read_record("sharpness")
-    if record is not None and record["settings"] == asked:
-        return record
-    if methods.builds_student(p.method):
-        raise TalasError(
-            f"run {run.id} has no loss and so no Hessian: method {p.method} computes its student without training."
-            " Measure the run of another method"
-        )
-    began = time.perf_counter()
-    device = sources.pick_device(settings.device)
-    student = stages.load_run_student(run).to(device)
-    method = _trained_method(run, p, student)
-    result = student_sharpness(student, method, p, settings)
-    record = {"settings": asked, **sharpness_record(result, time.perf_counter() - began)}
-    if progress is not None:
-        progress(1, 2)
-    record["untrained"] = _untrained_sharpness(run, p, settings, asked)
-    if progress is not None:
-        progress(2, 2)
-    run.write_record("sharpness", record)
-    return record
-
-
-def _trained_method(run: runs.Run, p: ResolvedParams, student: Encoder) -> Any:
-    """The method with the heads saved beside the model."""
-    from safetensors.torch import load_file
-
-    file = run.folder / "model" / export.HEADS_FILE
-    state = load_file(file) if file.is_file() else {}
-    method = stages.build_method(p, student=student, teacher_dims=_teacher_dims(run))
-    method.heads.load_state_dict(state)
-    return method
-
-
-def _teacher_dims(run: runs.Run) -> tuple[int, ...]:
-    return tuple((run.read_record("train") or {})["teacher_dims"])
-
-
-def _untrained_sharpness(
-    run: runs.Run, p: ResolvedParams, settings: ResolvedParams, asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The untrained student under the run's objective with freshly drawn heads, kept for all runs that share it."""
-    content = {
-        "sharpness": asked,
-        "student": scoring.student_identity(p),
-        "pooling": (run.read_record("train") or {})["pooling"],
-        "method": [p.method, p.method_config.model_dump(), p.seed],
-        "data": [(run.read_record("train") or {})[key] for key in ("corpus_sha256", "cache_key")],
-        "recipe_version": p.run_config()["recipe_version"],
-    }
-
-    def compute() -> dict[str, Any]:
-        began = time.perf_counter()
-        student = sources.load_student(p.student_spec, device=sources.pick_device(settings.device))
-        fresh = stages.build_method(p, student=student, teacher_dims=_teacher_dims(run))
-        corpus = stages.load_corpus(p)
-        stages.prepare(p, fresh, student, corpus, stages.open_caches(p, corpus))
-        return sharpness_record(student_sharpness(student, fresh, p, settings), time.perf_counter() - began)
-
-    return scoring.kept("sharpness", content, compute)

@@ -92,7 +92,8 @@ class EigenResult:
 
     Attributes:
         quantity: `lambda_max` (largest), `lambda_min` (smallest), `lambda_abs_max` (by magnitude, signed).
-        method: `power`, `power_shifted` or `lanczos`.
+        method: `power`, `power_shifted`, `lanczos`, `lanczos_differences` (`curvature_estimate`) or `pyhessian`
+            (`pyhessian_adapter`).
         value: Rayleigh quotient of `vector`. Some eigenvalue of H lies within residual * |value| of it.
         vector: unit vector, float64 `[n]`; None where it was dropped to save memory.
         residual: ||Hv - value v|| / |value|, or / a thousandth of the norm of H where |value| is below that.
@@ -103,6 +104,7 @@ class EigenResult:
         relative_change: last relative change of `value`, PyHessian's stopping rule (nan for Lanczos).
         trace: Rayleigh quotient of every power iteration (empty for Lanczos).
         residuals: residual of every power iteration (empty for Lanczos).
+        rank: 1 for the most extreme eigenvalue, 2 for the next, and so on.
     """
 
     quantity: str
@@ -117,6 +119,7 @@ class EigenResult:
     relative_change: float = math.nan
     trace: tuple[float, ...] = ()
     residuals: tuple[float, ...] = ()
+    rank: int = 1
 
 
 class SpectrumEnds(NamedTuple):
@@ -234,8 +237,9 @@ def lanczos(
             iterations=steps,
             hvps=counted.products,
             seconds=counted.seconds,
+            rank=rank,
         )
-        for value, residual, vector in sorted(pairs, key=sort_key[which])
+        for rank, (value, residual, vector) in enumerate(sorted(pairs, key=sort_key[which]), start=1)
     )
 
 

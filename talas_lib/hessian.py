@@ -66,14 +66,27 @@ def mean_gradient(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> tuple
     Raises:
         ValueError: see `hvp_operator`.
     """
+    return value_and_gradient(losses, parameters)[1]
+
+
+def value_and_gradient(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+    """The mean of the losses with its gradient, as `mean_gradient` gives it."""
     parameters = _checked_parameters(losses, parameters)
     total = [torch.zeros_like(parameter) for parameter in parameters]
+    values = []
     for index, loss in enumerate(losses):
-        gradient = _gradient(loss, index, parameters, create_graph=False)
+        value, gradient = _gradient(loss, index, parameters, create_graph=False)
+        values.append(value)
         for accumulated, part in zip(total, gradient, strict=True):
             if part is not None:
                 accumulated.add_(part, alpha=1 / len(losses))
-    return tuple(total)
+    return sum(values) / len(losses), tuple(total)
+
+
+def mean_value(losses: Sequence[Loss]) -> float:
+    """The mean of the losses, without gradients."""
+    with torch.no_grad():
+        return sum(float(loss()) for loss in losses) / len(losses)
 
 
 def _checked_parameters(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -93,7 +106,8 @@ def _checked_parameters(losses: Sequence[Loss], parameters: Sequence[Tensor]) ->
 
 def _gradient(
     loss: Loss, index: int, parameters: tuple[Tensor, ...], *, create_graph: bool
-) -> tuple[Tensor | None, ...]:
+) -> tuple[float, tuple[Tensor | None, ...]]:
+    """Value and gradient of one loss."""
     with torch.enable_grad():
         value = loss()
         if value.numel() != 1:
@@ -107,7 +121,7 @@ def _gradient(
             f"loss {index} depends on none of the {len(parameters)} parameters; pass the parameters of the"
             " model the loss runs, and compute the loss with gradients enabled"
         )
-    return gradient
+    return float(value.detach()), gradient
 
 
 class HessianOperator(LinearOperator):
@@ -180,7 +194,7 @@ class HessianOperator(LinearOperator):
         versions = [parameter._version for parameter in self.parameters]
         if index in self._graphs and self._graphs[index][0] == versions:
             return self._graphs[index][1]
-        gradient = _gradient(self.losses[index], index, self.parameters, create_graph=True)
+        _, gradient = _gradient(self.losses[index], index, self.parameters, create_graph=True)
         if self.cache_graphs:
             self._graphs[index] = (versions, gradient)
         return gradient

@@ -1,183 +1,257 @@
-"""Sharpness of a trained model: the largest eigenvalue of the loss's Hessian, and the rise of one ASAM step.
+"""Sharpness of a loss at some weights: the largest eigenvalue of its Hessian by a chosen estimator, and what goes with it.
 
-The caller fixes the objective (loss weights, dropout off) and the batches, the same for all models compared,
-and passes one closure per batch. Eigenvalues are those of the mean loss. Single batches overestimate the
-largest (that of a mean is at most the mean of theirs), which `per_batch=True` shows.
+The caller fixes the objective (loss weights, dropout) and the batches, the same for all models compared, and passes one closure
+per batch (see `fixed_objective`). Eigenvalues are those of the mean loss. Single batches overestimate the largest (that of a
+mean is at most the mean of theirs), which `per_batch=True` shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from talas_lib.curvature import EigenResult, lanczos, power_iteration, smallest_eigenvalue
-from talas_lib.hessian import HessianOperator, Loss, check_deterministic, hvp_operator, mean_gradient
-from talas_lib.sharpness_aware import Perturbation, ascent_direction
+from talas_lib.curvature import (
+    EigenResult,
+    TraceResult,
+    hutchinson_trace,
+    lanczos,
+    power_iteration,
+    smallest_eigenvalue,
+)
+from talas_lib.curvature_estimate import top_eigenvalue
+from talas_lib.hessian import HessianOperator, Loss, check_deterministic, hvp_operator
+from talas_lib.loss_rise import AsamSharpness, RandomRise
+
+# how the largest eigenvalue is found; `both` is Lanczos for the headline with power iteration beside it
+ESTIMATORS = ("both", "lanczos", "quick", "power", "pyhessian")
+_ESTIMATOR_OF = {"lanczos_differences": "quick", "power_shifted": "power"}
+# residual at which power iteration, ours and PyHessian's, counts as converged
+POWER_RESIDUAL = 1e-2
 
 
 @dataclass(frozen=True)
 class SharpnessResult:
-    """The largest eigenvalue of the Hessian at one point, by two estimators.
+    """The largest eigenvalue of the Hessian at one point, and the estimates beside it.
 
     Attributes:
         subset: which parameters the Hessian is taken of (a label, "encoder").
         parameters: number of weights.
-        loss: mean of `batch_losses`.
         batch_losses: loss of every batch.
-        power_abs_max: eigenvalue of largest magnitude by power iteration: the number PyHessian reports.
-        power_max: largest eigenvalue by power iteration: the same run if positive, else one on H + cI.
-        lanczos_max: largest eigenvalue by Lanczos: the headline.
-        lanczos_min: smallest eigenvalue by Lanczos, None unless asked for.
-        per_batch: largest eigenvalue of each batch by Lanczos, without vectors (empty unless asked for).
+        largest: the largest algebraic eigenvalue: the headline.
+        beside: all other estimates on the mean loss: the one of largest magnitude, other estimators, further eigenvalues.
+        per_batch: largest eigenvalue of each batch, without vectors (empty unless asked for).
+        trace: sum of all eigenvalues by Hutchinson (None unless asked for).
     """
 
     subset: str
     parameters: int
-    loss: float
     batch_losses: tuple[float, ...]
-    power_abs_max: EigenResult
-    power_max: EigenResult
-    lanczos_max: EigenResult
-    lanczos_min: EigenResult | None = None
+    largest: EigenResult
+    beside: tuple[EigenResult, ...] = ()
     per_batch: tuple[EigenResult, ...] = ()
+    trace: TraceResult | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean of `batch_losses`."""
+        return sum(self.batch_losses) / len(self.batch_losses)
 
     @property
     def lambda_max(self) -> float:
-        """Largest algebraic eigenvalue of the mean loss, by Lanczos."""
-        return self.lanczos_max.value
+        """Largest algebraic eigenvalue of the mean loss."""
+        return self.largest.value
+
+    @property
+    def power_trace(self) -> tuple[float, ...]:
+        """Rayleigh quotients of power iteration without a shift, empty where it was not asked for."""
+        return next((result.trace for result in self.beside if result.quantity == "lambda_abs_max"), ())
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One plain dict per estimate; `batch` is None for the mean loss, else the index of the batch."""
-        batches = len(self.batch_losses)
-        mean = (self.power_abs_max, self.power_max, self.lanczos_max, self.lanczos_min)
-        rows = [self._row(result, batches, None) for result in mean if result is not None]
-        return rows + [self._row(result, 1, index) for index, result in enumerate(self.per_batch)]
+        """One plain dict per estimate; `batch` is None for the mean loss, else the index of the batch.
 
-    def _row(self, result: EigenResult, batches: int, batch: int | None) -> dict[str, Any]:
-        return {
-            "quantity": result.quantity,
-            "estimator": "lanczos" if result.method == "lanczos" else "power",
-            "subset": self.subset,
-            "value": result.value,
-            "residual": result.residual,
-            "iterations": result.iterations,
-            "converged": result.converged,
-            "hvps": result.hvps,
-            "seconds": result.seconds,
-            "batches": batches,
-            "batch": batch,
-        }
+        quantity: `lambda_max`, `lambda_min`, `lambda_abs_max`, `lambda_2` and so on for further eigenvalues, `trace`.
+        """
+        row = partial(_row, subset=self.subset)
+        rows = [_eigen_row(result, row, len(self.batch_losses), None) for result in (self.largest, *self.beside)]
+        rows += [_eigen_row(result, row, 1, index) for index, result in enumerate(self.per_batch)]
+        if self.trace is not None:
+            rows.append(_trace_row(self.trace, row, len(self.batch_losses)))
+        return rows
 
 
 def measure_sharpness(
     batch_losses: Sequence[Loss],
-    encoder_parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor],
     *,
     seed: int,
+    estimator: str = "both",
+    n: int = 1,
     tol: float = 1e-3,
     max_iter: int = 100,
-    residual_tol: float = 1e-2,
+    residual_tol: float = POWER_RESIDUAL,
     smallest: bool = False,
     per_batch: bool = False,
+    trace_draws: int = 0,
     cache_graphs: bool = False,
     subset: str = "encoder",
 ) -> SharpnessResult:
-    """Largest eigenvalue of the Hessian of the mean of `batch_losses`, by power iteration and by Lanczos.
+    """Largest eigenvalue of the Hessian of the mean of `batch_losses`.
 
     Args:
         batch_losses: one closure per fixed batch, as for `hvp_operator`.
-        encoder_parameters: the weights the Hessian is taken of. Leave projection heads out: the cosine does
-            not depend on their scale, so their curvature follows their norm, H(cW) = H(W) / c^2.
+        parameters: the weights the Hessian is taken of. For a headline leave projection heads out: the cosine does not
+            depend on their scale, so their curvature follows their norm, H(cW) = H(W) / c^2.
         seed: of the starting vectors.
+        estimator: `lanczos`; `power` iteration, which finds the largest by a shift where the negative end dominates; `both`;
+            `pyhessian`, its power iteration, shifted likewise; `quick`, Lanczos on differences of gradients, where `tol`, raised
+            to at least 0.01, is the error aimed at.
+        n: so many of the largest eigenvalues, with `lanczos` and `both`.
         tol: relative change of power iteration; residual of Lanczos.
         max_iter: products for each of the estimates (a product runs through all batches).
         residual_tol: residual below which power iteration counts as converged.
-        smallest: also the smallest eigenvalue, for as many products again.
-        per_batch: also each batch on its own, by Lanczos.
+        smallest: also the smallest eigenvalue by Lanczos, for as many products again.
+        per_batch: also each batch on its own, by the same estimator.
+        trace_draws: random vectors at most for the trace, 0 for none.
         cache_graphs: see `hvp_operator`; memory for speed.
 
     Raises:
-        ValueError: a loss changes between two calls or is not finite; see also `hvp_operator`.
+        ValueError: an unknown estimator, several eigenvalues from one that gives the largest alone, a loss that changes between
+            two calls or is not finite; see also `hvp_operator`.
     """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
+    if n > 1 and estimator not in ("both", "lanczos"):
+        raise ValueError(f"n={n} eigenvalues by {estimator}, which gives the largest alone: use lanczos or both")
     losses = check_deterministic(batch_losses)
-    operator = hvp_operator(batch_losses, encoder_parameters, cache_graphs=cache_graphs)
-    abs_max, power_max = _by_power(operator, seed, tol, max_iter, residual_tol)
-    largest = lanczos(operator, seed=seed, tol=tol, max_iter=max_iter)[0]
-    lowest = smallest_eigenvalue(operator, largest, seed=seed, tol=tol, max_iter=max_iter) if smallest else None
+    operator = hvp_operator(batch_losses, parameters, cache_graphs=cache_graphs)
+    find = partial(_found, estimator=estimator, seed=seed, tol=tol, max_iter=max_iter, residual_tol=residual_tol)
+    largest, *beside = find(operator, n=n)
+    if smallest:
+        beside.append(smallest_eigenvalue(operator, largest, seed=seed, tol=tol, max_iter=max_iter))
+    trace = hutchinson_trace(operator, seed=seed, max_draws=max(trace_draws, 2)) if trace_draws else None
     single = []
+    alone = "lanczos" if estimator == "both" else estimator
     for loss in batch_losses if per_batch else ():
-        alone = hvp_operator([loss], encoder_parameters, cache_graphs=cache_graphs)
-        single.append(replace(lanczos(alone, seed=seed, tol=tol, max_iter=max_iter)[0], vector=None))
-    return SharpnessResult(
-        subset=subset,
-        parameters=operator.shape[0],
-        loss=sum(losses) / len(losses),
-        batch_losses=losses,
-        power_abs_max=abs_max,
-        power_max=power_max,
-        lanczos_max=largest,
-        lanczos_min=lowest,
-        per_batch=tuple(single),
+        own = hvp_operator([loss], parameters, cache_graphs=cache_graphs)
+        single.append(replace(find(own, n=1, estimator=alone)[0], vector=None))
+    return SharpnessResult(subset, operator.shape[0], losses, largest, tuple(beside), tuple(single), trace)
+
+
+def _found(
+    operator: HessianOperator, *, estimator: str, n: int, seed: int, tol: float, max_iter: int, residual_tol: float
+) -> list[EigenResult]:
+    """The largest eigenvalue first, then whatever else the estimator gives."""
+    if estimator == "quick":
+        return [top_eigenvalue(operator.losses, operator.parameters, seed=seed, tol=max(tol, 1e-2), max_iter=max_iter)]
+    how: dict[str, Any] = {"seed": seed, "tol": tol, "max_iter": max_iter, "residual_tol": residual_tol}
+    if estimator == "pyhessian":
+        from talas_lib.pyhessian_adapter import pyhessian_eigenvalue
+
+        return _by_power(partial(pyhessian_eigenvalue, operator.losses, operator.parameters, **how))
+    found: list[EigenResult] = []
+    if estimator in ("both", "lanczos"):
+        found += lanczos(operator, seed=seed, tol=tol, max_iter=max_iter, n=n)
+    if estimator in ("both", "power"):
+        largest, *rest = _by_power(partial(power_iteration, operator, **how))
+        found += [largest, *rest]
+    return found
+
+
+def _by_power(run: Callable[..., EigenResult]) -> list[EigenResult]:
+    """The largest eigenvalue, and the one of largest magnitude, which is the same if positive; else the former takes a shift."""
+    abs_max = run()
+    largest = replace(abs_max, quantity="lambda_max") if abs_max.value >= 0 else run(shift=-abs_max.value)
+    return [largest, abs_max]
+
+
+# ---- plain rows
+
+
+_COLUMNS = (
+    "estimator",
+    "subset",
+    "value",
+    "residual",
+    "iterations",
+    "converged",
+    "hvps",
+    "seconds",
+    "batches",
+    "batch",
+)
+
+
+def _row(quantity: str, value: float, **rest: Any) -> dict[str, Any]:
+    return {"quantity": quantity} | {name: (rest | {"value": value})[name] for name in _COLUMNS}
+
+
+def _eigen_row(
+    result: EigenResult, row: Callable[..., dict[str, Any]], batches: int, batch: int | None
+) -> dict[str, Any]:
+    return row(
+        result.quantity if result.rank == 1 else f"lambda_{result.rank}",
+        result.value,
+        estimator=_ESTIMATOR_OF.get(result.method, result.method),
+        residual=result.residual,
+        iterations=result.iterations,
+        converged=result.converged,
+        hvps=result.hvps,
+        seconds=result.seconds,
+        batches=batches,
+        batch=batch,
     )
 
 
-def _by_power(
-    operator: HessianOperator, seed: int, tol: float, max_iter: int, residual_tol: float
-) -> tuple[EigenResult, EigenResult]:
-    """Eigenvalue of largest magnitude, and the largest: the former if positive, else found by a shift."""
-    run = partial(power_iteration, operator, seed=seed, tol=tol, max_iter=max_iter, residual_tol=residual_tol)
-    abs_max = run()
-    if abs_max.value >= 0:
-        return abs_max, replace(abs_max, quantity="lambda_max")
-    return abs_max, run(shift=-abs_max.value)
+def _trace_row(trace: TraceResult, row: Callable[..., dict[str, Any]], batches: int) -> dict[str, Any]:
+    """The residual is the relative standard error."""
+    return row(
+        "trace",
+        trace.value,
+        estimator="hutchinson",
+        residual=trace.standard_error / abs(trace.value) if trace.value else math.nan,
+        iterations=trace.draws,
+        converged=trace.converged,
+        hvps=trace.hvps,
+        seconds=trace.seconds,
+        batches=batches,
+        batch=None,
+    )
 
 
-@dataclass(frozen=True)
-class AsamSharpness:
-    """Loss rise for one ASAM step uphill.
+def rise_rows(
+    one: AsamSharpness, several: AsamSharpness, random: RandomRise, *, subset: str, batches: int
+) -> list[dict[str, Any]]:
+    """The loss rises in the columns of `SharpnessResult.to_rows`: `asam_rise` (one step), `asam_rise_steps`, `random_rise`.
 
-    Attributes:
-        loss: mean loss at w.
-        perturbed_loss: mean loss at w + eps.
-        rise: their difference.
-        predicted_rise: g . eps = rho ||T g||, the rise to first order.
+    hvps, of which there are none here, counts what takes their place: gradients, and for `random_rise` evaluations of the loss.
     """
-
-    loss: float
-    perturbed_loss: float
-    rise: float
-    predicted_rise: float
-
-
-def asam_sharpness(
-    batch_losses: Sequence[Loss], parameters: Sequence[Tensor], rho: float, eta: float = 0.0
-) -> AsamSharpness:
-    """Loss rise at eps = rho T^2 g / ||T g||, T = |w| + eta, g the mean loss's gradient (Kwon et al. 2021).
-
-    With eta = 0 it does not change when weights are rescaled without changing the function; eigenvalues do.
-    The weights are restored to the bit, also when a loss raises.
-
-    Raises:
-        ValueError: negative `rho` or `eta`, a loss that changes between two calls; see also `hvp_operator`.
-    """
-    how = Perturbation(kind="asam", rho=rho, eta=eta, bias_mode="abs")
-    parameters = tuple(parameters)
-    losses = check_deterministic(batch_losses)
-    gradient = mean_gradient(batch_losses, parameters)
-    saved = [parameter.detach().clone() for parameter in parameters]
-    eps, scaled_norm = ascent_direction(saved, gradient, how)
-    with torch.no_grad():
-        try:
-            for parameter, step in zip(parameters, eps, strict=True):
-                parameter.add_(step)
-            moved = [float(loss()) for loss in batch_losses]
-        finally:
-            for parameter, original in zip(parameters, saved, strict=True):
-                parameter.copy_(original)
-    loss, perturbed_loss = sum(losses) / len(losses), sum(moved) / len(moved)
-    return AsamSharpness(loss, perturbed_loss, perturbed_loss - loss, rho * float(scaled_norm))
+    row = partial(_row, subset=subset, batches=batches, batch=None)
+    rows = [
+        row(
+            quantity,
+            rise.rise,
+            estimator="ascent",
+            residual=rise.residual,
+            iterations=rise.steps,
+            converged=rise.converged,
+            hvps=rise.gradients,
+            seconds=rise.seconds,
+        )
+        for quantity, rise in (("asam_rise", one), ("asam_rise_steps", several))
+    ]
+    drawn = row(
+        "random_rise",
+        random.value,
+        estimator="draws",
+        residual=random.residual,
+        iterations=len(random.samples),
+        converged=random.converged,
+        hvps=random.evaluations,
+        seconds=random.seconds,
+    )
+    return [*rows, drawn]
