@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from talas_lib import alignment
+from talas_lib import alignment, distribution
 from talas_lib.cache_files import (
     content_key,
     distinct_texts,
@@ -25,10 +24,11 @@ from talas_lib.cache_files import (
     ragged_index,
     read_record,
     save_array,
+    taking_turns,
     texts_sha256,
+    write_record,
 )
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_json
 from talas_lib.tokenization import TextTokenizer, tokens_sha256
 
 if TYPE_CHECKING:
@@ -98,32 +98,43 @@ def build(
     content |= {"texts": texts_sha256(texts)}
     folder = root / f"alignment-{content_key({'format': FORMAT, **content})}"
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
-        with contextlib.suppress(TalasError):  # damaged: made again
-            if (found := Alignment.open(folder)) is not None:
-                return found
-        began = time.perf_counter()
-        distinct, place = distinct_texts(texts)
-        tokens = [side.tokenize(distinct) for side in sides]
-        pairs, offsets = _align(kind, sides, tokens, progress)
-        arrays = {"pairs": pairs, "offsets": offsets, "place": place}
-        folder.mkdir(exist_ok=True)
-        (folder / "meta.json").unlink(missing_ok=True)
-        meta = {
-            "format": FORMAT,
-            **content,
-            "sentences": len(texts),
-            "distinct": len(distinct),
-            "pairs": len(pairs),
-            "student_tokens_sha256": tokens_sha256(tokens[0]),
-            "teacher_tokens_sha256": tokens_sha256(tokens[1]),  # the token cache's, when both belong together
-            "sha256": {name: save_array(folder / f"{name}.npy", array) for name, array in arrays.items()},
-            "seconds": time.perf_counter() - began,
-        }
-        atomic_write_json(folder / "meta.json", meta)
-        finished = Alignment.open(folder)
-        assert finished is not None
-        return finished
+    with taking_turns(root / f"{folder.name}.lock"):
+        return distribution.first_then_all(lambda: _open_or_build(folder, kind, sides, texts, content, progress))
+
+
+def _open_or_build(
+    folder: Path,
+    kind: str,
+    sides: Sequence[TextTokenizer],
+    texts: Sequence[str],
+    content: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> Alignment:
+    with contextlib.suppress(TalasError):  # damaged: made again
+        if (found := Alignment.open(folder)) is not None:
+            return found
+    began = time.perf_counter()
+    distinct, place = distinct_texts(texts)
+    tokens = [side.tokenize(distinct) for side in sides]
+    pairs, offsets = _align(kind, sides, tokens, progress)
+    arrays = {"pairs": pairs, "offsets": offsets, "place": place}
+    folder.mkdir(exist_ok=True)
+    (folder / "meta.json").unlink(missing_ok=True)
+    meta = {
+        "format": FORMAT,
+        **content,
+        "sentences": len(texts),
+        "distinct": len(distinct),
+        "pairs": len(pairs),
+        "student_tokens_sha256": tokens_sha256(tokens[0]),
+        "teacher_tokens_sha256": tokens_sha256(tokens[1]),  # the token cache's, when both belong together
+        "sha256": {name: save_array(folder / f"{name}.npy", array) for name, array in arrays.items()},
+        "seconds": time.perf_counter() - began,
+    }
+    write_record(folder / "meta.json", meta)
+    finished = Alignment.open(folder)
+    assert finished is not None
+    return finished
 
 
 def _align(

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_bytes
+from talas_lib.files import atomic_write_bytes, atomic_write_json, plain
+
+_SEAL = "record_sha256"
 
 
 def texts_sha256(texts: Sequence[str]) -> str:
@@ -63,13 +67,23 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """A JSON object with its own hash, whole or not at all."""
+    content = plain(record)
+    atomic_write_json(file, {**content, _SEAL: _seal(content)})
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def read_record(file: Path, what: str) -> dict[str, Any]:
-    """A JSON object. TalasError names a file that is none and the way out."""
+    """What `write_record` wrote, or a JSON object without a hash. TalasError names a damaged file and the way out."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or record.pop(_SEAL, None) not in (None, _seal(record)):
         raise TalasError(f"{what} {file} is damaged or missing; delete {file.parent} and cache again")
     return record
 
@@ -84,6 +98,17 @@ def load_array(file: Path, sha256: str, what: str) -> np.ndarray:
     """A memory-mapped array whose file has this hash. TalasError names the damaged or missing file and the way out."""
     check_file(file, sha256, what)
     return np.load(file, mmap_mode="r")
+
+
+@contextmanager
+def taking_turns(lock: Path) -> Iterator[None]:
+    """One builder of a cache at a time; the processes of one launch count as one and go in and out together."""
+    from talas_lib import distribution
+
+    with FileLock(lock) if distribution.is_first() else nullcontext():
+        distribution.wait()
+        yield
+        distribution.wait()
 
 
 def ragged_index(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

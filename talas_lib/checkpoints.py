@@ -71,12 +71,16 @@ def load(
     for name, module in modules.items():
         prefix = f"{name}."
         module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for number, parameter in enumerate(_parameters(optimizer)):
         prefix = f"optimizer.{number}."
         state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         if state:
-            # `step` stays where the optimizer keeps it, on the CPU
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            # `step` stays where the optimizer keeps it: with the parameter where the update is fused, else on the CPU
+            here = id(parameter) in fused
+            optimizer.state[parameter] = {
+                k: v if k == "step" and not here else v.to(parameter.device) for k, v in state.items()
+            }
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talas_lib.cache_files import ragged_index, read_record
+from talas_lib.cache_files import ragged_index, read_record, write_record
 from talas_lib.encoders import autocast, batches_by_length
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_json
 from talas_lib.packed import Layout, TokenSequences
 
 if TYPE_CHECKING:
@@ -108,11 +107,10 @@ class SignalFile:
             os.replace(staging, self.file)
         shards = [None if n in gone else known for n, known in enumerate(self._record["shards"])]
         self._record |= {"shards": shards}
-        atomic_write_json(self._record_file, self._record)
+        write_record(self._record_file, self._record)
 
-    def write(self, shard: int, values: np.ndarray, seconds: float) -> None:
-        """Put a shard in its place, and then into the record. Written as a file and not through a map: a full disk is an
-        OSError and no crash."""
+    def put(self, shard: int, values: np.ndarray) -> str:
+        """Write a shard in its place; its hash. As a file and not through a map: a full disk is then an OSError and no crash."""
         array = self._array()
         assert array is not None
         row_bytes = 2 * int(np.prod(self._shape[1:]))
@@ -121,9 +119,13 @@ class SignalFile:
             stream.write(values.tobytes())
             stream.flush()
             os.fsync(stream.fileno())
-        self._record["shards"][shard] = _sha256(values)
+        return _sha256(values)
+
+    def note(self, shard: int, sha256: str, seconds: float) -> None:
+        """Enter a shard that is in its place into the record."""
+        self._record["shards"][shard] = sha256
         self._record["seconds"] += seconds
-        atomic_write_json(self._record_file, self._record)
+        write_record(self._record_file, self._record)
 
     def _array(self) -> np.ndarray | None:
         """The array as it lies there; None when there is none of this shape."""

@@ -7,24 +7,37 @@ functions with explanations around them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from talas_lib import checkpoints, collapse, export, methods, model_folders, params, runs, sources
+from talas_lib import (
+    checkpoints,
+    collapse,
+    distribution,
+    export,
+    kept_weights,
+    methods,
+    model_card,
+    model_folders,
+    params,
+    runs,
+    sources,
+)
 from talas_lib.caching import Caches, cache_teacher, cache_tokens, open_caches, open_tokens, token_estimate
 from talas_lib.errors import TalasError, listed
 from talas_lib.methods.base import Method, Objective, Preparation
 from talas_lib.schedule import Settings, spans
 from talas_lib.sharpness_aware import Approximation, Perturbation
 from talas_lib.tokenization import TextTokenizer
-from talas_lib.train import TrainingResult, train
+from talas_lib.train import TrainingResult, decay_of_unused_rows, train
 from talas_lib.training_data import TrainingData
 
 if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
+    from talas_lib.divergence import Policy
     from talas_lib.encoders import Encoder
     from talas_lib.params import ResolvedParams
 
@@ -42,7 +55,6 @@ __all__ = [
     "token_estimate",
     "train_run",
     "training_data",
-    "write_card",
 ]
 Progress = Callable[[int, int], None]
 CHECKPOINT = "checkpoints/last.safetensors"
@@ -50,7 +62,7 @@ CHECKPOINT = "checkpoints/last.safetensors"
 
 def load_corpus(p: ResolvedParams) -> Corpus:
     """The training sentences of an experiment. TalasError when method or optimizer needs more sources than they have."""
-    corpus = sources.load_corpus(p.corpus_spec, max_sentences=p.max_sentences)
+    corpus = sources.load_corpus(p.corpus_spec, max_sentences=p.max_sentences, share_held_out=p.hold_out)
     _check_sources(p, corpus)
     return corpus
 
@@ -145,19 +157,24 @@ def train_run(
     """Train one configuration, or go on where it stopped, or return the finished run untouched."""
     run = runs.open_run(p, create=False)
     if run.read_record("train") is not None:
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)  # of a process that ended right after the record
         return run
     corpus = load_corpus(p)
     if methods.builds_student(p.method):
         return _build_run(p, corpus, progress)
     caches = open_caches(p, corpus)
-    run = runs.open_run(p)  # not made before all that it reads is there
+    first = distribution.is_first()  # of the processes that train together; the others write nothing
+    run = distribution.first_then_all(lambda: runs.open_run(p))  # not made before all that it reads is there
     student = sources.load_student(p.student_spec, device=sources.pick_device(p.device))
     method = build_method(p, student=student, teacher_dims=caches.dims)
     prepare(p, method, student, corpus, caches)
     settings = settings_of(p)
-    total = spans(method.stages, len(corpus.texts), settings)[-1].stop
+    plan, per_epoch = spans(method.stages, len(corpus.texts), settings), settings.steps_per_epoch(len(corpus.texts))
+    total = plan[-1].stop
+    _check_keep_epochs(p, total // per_epoch)
     checkpoint = run.folder / CHECKPOINT
-    run.truncate_metrics(checkpoints.finished_steps(checkpoint))
+    if first:
+        run.truncate_metrics(checkpoints.finished_steps(checkpoint))
     watch = collapse.Watch(total, collapse.Circumstances.of(p, method.weights, student))
     for earlier in run.read_metrics():
         watch.see(earlier, warn=False)
@@ -170,6 +187,11 @@ def train_run(
         if on_log is not None:
             on_log(row)
 
+    def keep(epoch: int) -> None:
+        if epoch in p.keep_epochs and epoch < total // per_epoch:  # the last epoch's are the finished run's own
+            whole = student.whole_state(decay_of_unused_rows(plan, settings, epoch * per_epoch))
+            kept_weights.save(run.folder, epoch, {"student": whole, "heads": method.heads.state_dict()})
+
     result = train(
         Objective(student, method, needs=p.needs, precision=p.precision),
         training_data(p, student, corpus, caches),
@@ -178,8 +200,22 @@ def train_run(
         checkpoint_every=p.checkpoint_every,
         probe_every=p.probe_every,
         on_log=log,
+        on_epoch=keep,
+        nonfinite=cast("Policy", p.nonfinite),
     )
-    return _finish(run, student, method, corpus, caches, result, watch.message)
+    if first:
+        _finish(run, student, method, corpus, caches, result, watch.message)
+    distribution.wait()
+    return run
+
+
+def _check_keep_epochs(p: ResolvedParams, epochs: int) -> None:
+    """TalasError when weights of an epoch are to be kept that the run does not reach."""
+    beyond = [str(epoch) for epoch in p.keep_epochs if epoch > epochs]
+    if beyond:
+        raise TalasError(
+            f"keep_epochs names {listed(beyond)}, and this run has {epochs} epochs. Accepted: 1 to {epochs}"
+        )
 
 
 def _build_run(p: ResolvedParams, corpus: Corpus, progress: Progress | None) -> runs.Run:
@@ -240,30 +276,14 @@ def _finish(
         "loaded_cosine": cosine,
         "fitted": {name: float(value) for name, value in method.heads.named_buffers() if value.ndim == 0},
         "final": result.final,
+        "skipped_steps": result.skipped,
+        "processes": result.processes,
         "collapse": alarm,
     }
-    write_card(run, record, scores={})
+    model_card.write(run, record)
     run.write_record("train", record)
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     return run
-
-
-def write_card(run: runs.Run, trained: Mapping[str, Any], *, scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """The model card of a run's student. trained: the record of training; scores: see export.model_card."""
-    p, folder = run.params, run.folder / "model"
-    card = export.model_card(
-        name=run.id,
-        teacher=p.teacher_names if p.needs_teacher else None,
-        student=p.student,
-        method=p.method if methods.builds_student(p.method) else f"{p.method} with {p.optimizer}",
-        corpus=p.corpus_spec.name,
-        pooling=trained["pooling"],
-        scores=scores,
-        dim=trained.get("dim"),
-        output=trained.get("output", "pooled"),
-        needs_talas=model_folders.needs_talas(folder),
-    )
-    runs.atomic_write_text(folder / "README.md", card)
 
 
 def load_run_student(run: runs.Run) -> Encoder:
@@ -277,6 +297,7 @@ def load_run_student(run: runs.Run) -> Encoder:
     if record is None:
         raise TalasError(f"run {run.id} has not finished training; run notebooks/03_train.ipynb with its parameters")
     folder = run.folder / "model"
+    model_folders.check_sums(folder)
     if record.get("output") == "static":
         from talas_lib.static_encoder import StaticEncoder
 

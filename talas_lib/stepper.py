@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from talas_lib import losses
+from talas_lib.divergence import Guard, Seen
 from talas_lib.errors import TalasError
 from talas_lib.methods.base import Batch, Objective, StudentStates
 from talas_lib.schedule import Settings
@@ -41,17 +42,28 @@ class StepReport:
         """Plain numbers: loss and its unweighted terms, the geometry of the student's vectors, the perturbation."""
         row = {"loss": float(self.total)} | {f"loss_{k}": float(v) for k, v in self.terms.items()}
         row["mean_cosine"] = float(losses.mean_off_diagonal_cosine(self.embeddings))
-        row["effective_rank"] = float(losses.effective_rank(self.embeddings))
+        finite = bool(self.embeddings.isfinite().all())  # of a step that was skipped they need not be
+        row["effective_rank"] = float(losses.effective_rank(self.embeddings)) if finite else float("nan")
         if self.ascent is not None:
             row |= {k: float(v) for k, v in vars(self.ascent).items()}
         return row | {k: float(v) for k, v in self.probe.items()}
 
 
 class Stepper:
-    """One optimizer step: gradients g at w, move to w + eps, gradients g' there, back to w, step with g'; or plain."""
+    """One optimizer step: gradients g at w, move to w + eps, gradients g' there, back to w, step with g'; or plain.
 
-    def __init__(self, objective: Objective, optimizer: torch.optim.Optimizer, settings: Settings) -> None:
+    guard: what happens to a step that is not finite; by default it raises.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        guard: Guard | None = None,
+    ) -> None:
         self.objective, self.optimizer, self.settings = objective, optimizer, settings
+        self.guard = guard or Guard(deferred=objective.student.device.type == "cuda")
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         student, heads = objective.student, objective.method.heads
         mark_biases(student)
@@ -59,6 +71,7 @@ class Stepper:
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.parameters = [p for m in (student, heads) for p in m.parameters() if id(p) in trained]
         student_only = [p for p in student.parameters() if id(p) in trained]
+        self.student = student_only
         self.perturbable = self.parameters if settings.perturb_heads else student_only
         self.tables: dict[Tensor, Tensor] = {}
         self.steps = 0
@@ -66,8 +79,9 @@ class Stepper:
         self.sharpness_aware = settings.perturbation is not None and bool(self.perturbable)
 
     def state(self) -> dict[str, Tensor]:
-        """What must survive an interruption beside weights and optimizer: the steps made, and a direction still in use."""
-        found = {"steps": torch.tensor(self.steps)}
+        """What must survive an interruption beside weights and optimizer: the steps made, those skipped, and a direction still
+        in use."""
+        found = {"steps": torch.tensor(self.steps), "skipped": torch.tensor(self.guard.skipped)}
         if self.direction is not None:
             number = {id(p): i for i, p in enumerate(self.perturbable)}
             pairs = zip(self.direction.parameters, self.direction.eps, strict=True)
@@ -77,6 +91,7 @@ class Stepper:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         self.steps = int(state["steps"])
+        self.guard.skipped = int(state.get("skipped", 0))
         kept = {self.perturbable[int(k.removeprefix("eps."))]: v for k, v in state.items() if k.startswith("eps.")}
         if kept:
             parameters = list(kept)
@@ -86,7 +101,10 @@ class Stepper:
         """Train on one batch at `lr_factor` times the peak learning rates; `measure` the perturbation for the log or not.
 
         The loss reported is that at w; with an approximate ascent, which never computes it on the whole batch, that at w + eps.
+        Raises Diverged as the guard says.
         """
+        # judged later, a step keeps no direction: each would be a copy of the model
+        before = (_rng_state(batch.ids.device), None if self.guard.deferred else self.direction)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * lr_factor
         measured: dict[str, Tensor] = {}
@@ -98,21 +116,36 @@ class Stepper:
         else:
             with displaced(self._approximate_direction(batch, measure=measure)) as ascent:
                 states, total, terms = self._backward(batch)
-        self.steps += 1
-        if not batch.ids.is_cuda:
-            self._check_finite(total, terms, batch)
-        with self._dense_gradients():
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         kept = {k: v.detach() for k, v in terms.items()}
+        norm = torch.stack(torch._foreach_norm(gradient_values(self.parameters))).sum()
+        self.steps += 1
+        if self.guard.admit(Seen(self.steps - 1, before, batch.rows, total.detach(), kept, norm), self.optimizer):
+            with self._dense_gradients():
+                self.optimizer.step()
+        else:
+            self.direction = before[1]
+        self.optimizer.zero_grad(set_to_none=True)
         return StepReport(total.detach(), kept, states.pooled.detach(), ascent, measured)
+
+    def rewind(self, seen: Seen) -> None:
+        """Stand where the step was begun: its number, the random state and the direction in use. The weights stand there."""
+        self.steps = seen.number
+        random, self.direction = seen.before
+        _set_rng_state(seen.rows.device, random)
 
     def _backward(self, batch: Batch) -> tuple[StudentStates, Tensor, dict[str, Tensor]]:
         self.optimizer.zero_grad(set_to_none=True)
         states = self.objective.states(batch)
         total, terms = self.objective.total(states, batch)
         total.backward()
+        self._reduce()
         return states, total, terms
+
+    def _reduce(self) -> None:
+        """Of several processes each then has the gradient of the whole batch."""
+        if self.objective.ranks is not None:
+            own = {id(p) for p in self.student}
+            self.objective.ranks.reduce(self.student, [p for p in self.parameters if id(p) not in own])
 
     def _exact(
         self, batch: Batch, *, probe: bool, measure: bool
@@ -122,6 +155,7 @@ class Stepper:
         states = self.objective.states(batch)
         total, terms = self.objective.total(states, batch)
         self._climbed(total, states, batch).backward()
+        self._reduce()
         assert self.settings.perturbation is not None
         first = [p.grad for p in self.parameters if p.grad is not None]
         measured = {}
@@ -144,6 +178,7 @@ class Stepper:
         states = self.objective.states(part, one_view=how.one_view)
         total, _ = self.objective.total(states, part)
         self._climbed(total, states, part).backward()
+        self._reduce()
         found = find_direction(self.perturbable, self.settings.perturbation, measure=measure)
         self.direction = found.without_tables() if how.every > 1 else None
         return found
@@ -154,13 +189,22 @@ class Stepper:
         if how is None or how.variance_weight == 0:
             return total
         try:
-            rows = self.objective.method.row_loss(states, batch)
+            with self.objective.together():
+                rows = self.objective.method.row_loss(states, batch)
         except NotImplementedError:
             raise TalasError(
                 f"{type(self.objective.method).__name__} has no loss that is a mean over sentences, and DISAM compares such"
                 " losses between sources; use optimizer sam or asam with it"
             ) from None
         return total - how.variance_weight * variance_between_sources(rows, batch.sources)
+
+    def _whole(self, parameters: list[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """`_reduce` for gradients that are no attributes."""
+        if self.objective.ranks is None:
+            return list(grads)
+        own, count = {id(p) for p in self.student}, self.objective.ranks.count
+        summed = self.objective.ranks.total(grads)
+        return [g if id(p) in own else g / count for p, g in zip(parameters, summed, strict=True)]
 
     @contextmanager
     def _dense_gradients(self) -> Iterator[None]:
@@ -184,21 +228,9 @@ class Stepper:
         _set_rng_state(batch.ids.device, masks)
         risen = self.objective(batch)[0]
         with_grad = [p for p in self.parameters if p.grad is not None]
-        second = torch.autograd.grad(risen, with_grad)
+        second = self._whole(with_grad, torch.autograd.grad(risen, with_grad))
         _set_rng_state(batch.ids.device, now)
-        return {"ascent_gain": risen.detach() - loss, "ascent_cosine": cosine_between(first, list(second))}
-
-    def _check_finite(self, total: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
-        grads = gradient_values(self.parameters)
-        norm = torch.stack(torch._foreach_norm(grads)).sum()
-        if bool(torch.isfinite(total + norm)):
-            return
-        values = ", ".join(f"{k}={v.item():.4g}" for k, v in terms.items())
-        rows = batch.rows.tolist()
-        raise TalasError(
-            f"training diverged: loss {total.item():.4g} ({values}), gradient norm {norm.item():.4g}, corpus rows {rows}. "
-            f"Lower lr (now {self.settings.lr:g}) or rho, or look at those sentences"
-        )
+        return {"ascent_gain": risen.detach() - loss, "ascent_cosine": cosine_between(first, second)}
 
 
 def _rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

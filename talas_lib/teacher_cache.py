@@ -8,7 +8,7 @@ texts themselves, building and reading take a shard's worth of memory and some 4
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
+from talas_lib import distribution
 from talas_lib.cache_files import (
     check_file,
     content_key,
     distinct_texts,
     file_sha256,
     load_array,
+    read_record,
     save_array,
+    taking_turns,
     texts_sha256,
+    write_record,
 )
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_json
 
 FORMAT = 1
 OPEN_SHARDS = 128  # mapped at a time: each holds a file open, and a system allows about a thousand
@@ -55,7 +57,7 @@ class TeacherCache:
         meta_file = folder / "meta.json"
         if not meta_file.is_file():
             raise TalasError(f"{folder} holds no finished teacher cache; notebooks/02_cache_teacher.ipynb builds it")
-        meta = json.loads(meta_file.read_text())
+        meta = read_record(meta_file, "teacher cache record")
         for shard in meta["shards"]:
             check_file(folder / shard["file"], shard["sha256"], "teacher cache shard")
         return cls(folder, meta, load_array(folder / "place.npy", meta["place_sha256"], "teacher cache index"))
@@ -103,25 +105,18 @@ def build(
     """The cache of these texts under this teacher: opened when it exists, otherwise built or continued.
 
     embed: texts to float vectors `[n, dim]`. Each distinct text is embedded once, neighbours in length together. Two
-    processes that build the same cache take turns. `progress(done, all)` counts distinct texts. TalasError for vectors
-    that are not finite or all zero, by text.
+    processes that build the same cache take turns; those of one launch share the shards (see distribution).
+    `progress(done, all)` counts distinct texts. TalasError for vectors that are not finite or all zero, by text.
     """
     folder = root / f"teacher-{cache_key(identity, texts)}"
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
-        if (folder / "meta.json").is_file():
-            try:
-                return TeacherCache.open(folder)
-            except TalasError:
-                (folder / "meta.json").unlink()  # damaged: the good shards stay, the others are made again
+    with taking_turns(root / f"{folder.name}.lock"):
+        cache = _open_or_forget(folder) if distribution.is_first() else None
+        if distribution.first_says(cache is not None):
+            return cache or TeacherCache.open(folder)
         folder.mkdir(exist_ok=True)
         distinct, place = distinct_texts(texts)
-        records = []
-        for number, start in enumerate(range(0, len(distinct), shard_size)):
-            shard = distinct[start : start + shard_size]
-            records.append(_shard(folder, number, shard, embed))
-            if progress is not None:
-                progress(start + len(shard), len(distinct))
+        records = _shards(folder, distinct, embed, shard_size, progress)
         meta = {
             "format": FORMAT,
             "teacher": dict(identity),
@@ -131,20 +126,52 @@ def build(
             "dim": records[0]["dim"] if records else 0,
             "shard_size": shard_size,
             "shards": records,
-            "place_sha256": save_array(folder / "place.npy", place),
             "seconds": sum(r["seconds"] for r in records),
         }
-        atomic_write_json(folder / "meta.json", meta)
+        if distribution.is_first():
+            meta["place_sha256"] = save_array(folder / "place.npy", place)
+            write_record(folder / "meta.json", meta)
+        distribution.wait()
         return TeacherCache.open(folder)
+
+
+def _open_or_forget(folder: Path) -> TeacherCache | None:
+    """The cache when it is whole; a damaged one is unfinished again: its good shards stay, the others are to be made."""
+    try:
+        return TeacherCache.open(folder)
+    except TalasError:
+        (folder / "meta.json").unlink(missing_ok=True)
+        return None
+
+
+def _shards(
+    folder: Path,
+    distinct: Sequence[str],
+    embed: Embed,
+    shard_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """The records of all shards, in order; of several processes each makes every so many-th."""
+    ranks = distribution.current()
+    step = 1 if ranks is None else ranks.count
+    records = {}
+    for number in range(0 if ranks is None else ranks.number, -(-len(distinct) // shard_size), step):
+        shard = distinct[number * shard_size : (number + 1) * shard_size]
+        records[number] = _shard(folder, number, shard, embed)
+        if progress is not None and distribution.is_first():
+            progress(min((number + step) * shard_size, len(distinct)), len(distinct))
+    parts = [records] if ranks is None else ranks.exchange(records)
+    return [record for _, record in sorted(pair for part in parts for pair in part.items())]
 
 
 def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dict[str, Any]:
     """One shard: kept when its record and its bytes agree, otherwise computed."""
     file, record_file = folder / f"shard-{number:05d}.npy", folder / f"shard-{number:05d}.json"
     if file.is_file() and record_file.is_file():
-        record: dict[str, Any] = json.loads(record_file.read_text())
-        if record["sha256"] == file_sha256(file):
-            return record
+        with contextlib.suppress(TalasError):
+            found = read_record(record_file, "teacher cache record")
+            if found["sha256"] == file_sha256(file):
+                return found
     began = time.perf_counter()
     vectors = np.asarray(embed(texts), dtype=np.float32)
     bad = ~np.isfinite(vectors).all(1) | (np.abs(vectors).max(1) == 0)
@@ -155,5 +182,5 @@ def _shard(folder: Path, number: int, texts: Sequence[str], embed: Embed) -> dic
     sha256 = save_array(file, vectors)
     record = {"file": file.name, "sha256": sha256, "rows": len(texts), "dim": vectors.shape[1]}
     record["seconds"] = time.perf_counter() - began
-    atomic_write_json(record_file, record)
+    write_record(record_file, record)
     return record

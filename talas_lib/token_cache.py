@@ -11,16 +11,16 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
+from talas_lib import distribution
 from talas_lib.cache_files import (
     content_key,
     distinct_texts,
@@ -28,10 +28,11 @@ from talas_lib.cache_files import (
     ragged_index,
     read_record,
     save_array,
+    taking_turns,
     texts_sha256,
+    write_record,
 )
 from talas_lib.errors import TalasError
-from talas_lib.files import atomic_write_json
 from talas_lib.methods.base import Needs, TeacherTokens
 from talas_lib.packed import Layout, TokenSequences
 from talas_lib.signal_files import Signal, SignalFile, encode_signals
@@ -45,6 +46,7 @@ SHARD = 1 << 23  # weight of a shard (see _shards): 32,768 tokens in sentences o
 RESERVE = 256 << 20  # bytes left free on the disk
 WHAT = "token cache file"
 ARRAYS = ("lengths", "special", "place")
+Written = tuple[Signal, int, str, float]  # signal, shard, sha256, seconds
 log = logging.getLogger(__name__)
 
 
@@ -153,39 +155,66 @@ def build(
 
     load: gives the teacher, and is called only then. Each distinct text is encoded once for all missing signals, in
     batches of equal length; after a kill, building again goes on at the first unfinished shard. Two processes that build the
-    same cache take turns. `progress(done, all)` counts distinct texts. TalasError when the disk cannot hold it, before
-    anything is encoded, for a layer the teacher does not have, and for states that fp16 cannot hold, by text.
+    same cache take turns; those of one launch share the shards (see distribution). `progress(done, all)` counts distinct texts.
+    TalasError when the disk cannot hold it, before anything is encoded, for a layer the teacher does not have, and for states
+    that fp16 cannot hold, by text.
     """
     if identity.get("precision", precision) != precision:
         raise ValueError(f"the identity says precision {identity['precision']!r}, the call {precision!r}")
     folder = cache_folder(root, identity, texts)
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
+    with taking_turns(root / f"{folder.name}.lock"):
+        cache = None
         with contextlib.suppress(TalasError):  # what is damaged is made again, and only that
-            if (cache := TokenCache.open(root, identity, texts, needs)) is not None:
-                return cache
+            cache = TokenCache.open(root, identity, texts, needs)
+        if cache is not None:
+            return cache
         teacher = load()
         _check_levels(teacher, needs)
         distinct, place = distinct_texts(texts)
         tokens = teacher.tokenize(distinct)
         folder.mkdir(exist_ok=True)
         about = {"teacher": dict(identity), "texts_sha256": texts_sha256(texts), "shard": shard}
-        meta = _index(folder, teacher, tokens, place, about)
+        meta = distribution.first_then_all(lambda: _index(folder, teacher, tokens, place, about))
         files = _files(folder, meta, tokens.lengths, signals(needs))
         gone = {file: numbers for file in files if (numbers := file.missing())}
         _check_disk(folder, tokens, gone, free_bytes(folder))
-        for file in gone:
-            file.begin(gone[file])
-        for number, (start, stop) in enumerate(pairwise(_shards(tokens.lengths, meta["shard"]).tolist())):
+        distribution.wait()
+        if distribution.is_first():
+            for file in gone:
+                file.begin(gone[file])
+        distribution.wait()
+
+        def write(number: int, start: int, stop: int) -> list[Written]:
             writing = [file for file in gone if number in gone[file]]
-            if writing:
-                _write(writing, number, teacher, distinct[start:stop], _part(tokens, start, stop), precision)
-            if progress is not None:
-                progress(stop, len(distinct))
+            return _write(writing, number, teacher, distinct[start:stop], _part(tokens, start, stop), precision)
+
+        _fill(gone, _shards(tokens.lengths, meta["shard"]).tolist(), write, progress)
+        distribution.wait()
         finished = TokenCache.open(root, identity, texts, needs)
         if finished is None:
             raise RuntimeError(f"{folder} was changed while it was being built")
         return finished
+
+
+def _fill(
+    files: Iterable[SignalFile],
+    bounds: Sequence[int],
+    write: Callable[[int, int, int], list[Written]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Have every shard written and then entered into the records; of several processes each writes every so many-th, the first
+    keeps the records."""
+    ranks, by_signal = distribution.current(), {file.signal: file for file in files}
+    own, count = (0, 1) if ranks is None else (ranks.number, ranks.count)
+    for start in range(0, len(bounds) - 1, count):
+        number = start + own
+        written = write(number, bounds[number], bounds[number + 1]) if number < len(bounds) - 1 else []
+        for signal, shard, sha256, seconds in written if ranks is None else chain(*ranks.exchange(written)):
+            if own == 0:
+                by_signal[signal].note(shard, sha256, seconds)
+        if progress is not None and own == 0:
+            progress(bounds[min(start + count, len(bounds) - 1)], bounds[-1])
 
 
 def _write(
@@ -195,13 +224,14 @@ def _write(
     texts: Sequence[str],
     tokens: TokenSequences,
     precision: str,
-) -> None:
-    """Compute one shard of some signals in one pass, and write it."""
+) -> list[Written]:
+    """Compute one shard of some signals in one pass, and write it; what is to be entered into their records."""
+    if not files:
+        return []
     began = time.perf_counter()
     values = encode_signals(teacher, texts, tokens, [file.signal for file in files], precision)
     seconds = (time.perf_counter() - began) / len(files)
-    for file in files:
-        file.write(number, values[file.signal], seconds)
+    return [(file.signal, number, file.put(number, values[file.signal]), seconds) for file in files]
 
 
 def _part(tokens: TokenSequences, start: int, stop: int) -> TokenSequences:
@@ -233,7 +263,7 @@ def _index(
         "dim": teacher.dim,
         "sha256": {name: save_array(folder / f"{name}.npy", array) for name, array in arrays.items()},
     }
-    atomic_write_json(meta_file, meta)
+    write_record(meta_file, meta)
     return meta
 
 

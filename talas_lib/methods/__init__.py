@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from importlib.util import find_spec
 from types import ModuleType
 
 from pydantic import BaseModel
@@ -28,14 +29,22 @@ def available() -> list[str]:
 
 def module(name: str) -> ModuleType:
     """The module of a method. Raises TalasError for a name that is not in `available()`."""
-    names = available()
-    if name not in names:
+    if not _is_available(name):
+        names = available()
         raise TalasError(
             f"unknown method {name!r}.{did_you_mean(name, names)} Accepted: {listed(names)}."
             f" A new method is a module talas_lib/methods/{name}.py with Config and METHOD,"
             f" and its values in params/methods/{name}.yaml"
         )
     return importlib.import_module(f"talas_lib.methods.{name}")
+
+
+def _is_available(name: str) -> bool:
+    """As `available`, of one name, without a look at all the others."""
+    from talas_lib import paths
+
+    file = paths.params_dir() / "methods" / f"{name}.yaml"
+    return name.isidentifier() and file.is_file() and find_spec(f"{__name__}.{name}") is not None
 
 
 def config_class(name: str) -> type[BaseModel]:

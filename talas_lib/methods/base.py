@@ -6,6 +6,7 @@ Torch-free at import, so that a method's `Config` can be checked before anything
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from talas_lib.distribution import Ranks
     from talas_lib.encoders import Encoder
     from talas_lib.packed import Layout
 
@@ -107,17 +109,15 @@ class Batch:
         """The part of the batch made of sentences offset, offset + stride, ...; of all lengths, since they are sorted by it."""
         import torch
 
-        from talas_lib.packed import Layout
-
         taken = torch.arange(offset % stride, len(self.rows), stride, device=self.rows.device)
-        layout = Layout(self.layout.lengths[taken], self.layout.longest, self.layout.bidirectional)
+        ids, layout = self.tokens_of_every(stride, offset)
         pairs = None
         if self.pairs is not None:
             here = self.pairs[self.pairs[:, 0] % stride == offset % stride]
             pairs = torch.cat([here[:, :1] // stride, here[:, 1:]], dim=1)
         return Batch(
             rows=self.rows[taken],
-            ids=self.ids[self.layout.starts[taken][layout.sentence] + layout.position],
+            ids=ids,
             layout=layout,
             teachers=tuple(t[taken] for t in self.teachers),
             text_ids=self.text_ids[taken],
@@ -126,6 +126,15 @@ class Batch:
             tokens=None if self.tokens is None else self.tokens.take(taken),
             pairs=pairs,
         )
+
+    def tokens_of_every(self, stride: int, offset: int = 0) -> tuple[Tensor, Layout]:
+        """Packed ids and layout of that part, as wide as the batch's own."""
+        from talas_lib.packed import Layout
+
+        lengths = self.layout.lengths[offset % stride :: stride]
+        layout = Layout(lengths, self.layout.longest, self.layout.bidirectional)
+        starts = self.layout.starts[offset % stride :: stride]
+        return self.ids[starts[layout.sentence] + layout.position], layout
 
 
 @dataclass(frozen=True)
@@ -233,31 +242,43 @@ class Objective:
         self.needs = needs or Needs()
         self.precision = precision
         self.one_pass = one_pass
+        self.ranks: Ranks | None = None  # the processes that share a batch (see distribution)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.total(self.states(batch), batch)
 
     def total(self, states: StudentStates, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the method's terms, and the terms."""
-        terms = self.method.terms(states, batch)
+        with self.together():
+            terms = self.method.terms(states, batch)
         return sum(self.method.weights[name] * term for name, term in terms.items()), terms  # type: ignore[return-value]
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around what a method computes on the whole batch: processes that share it draw the same random numbers."""
+        return nullcontext() if self.ranks is None else self.ranks.common_randomness(self.student.device)
 
     def states(self, batch: Batch, *, one_view: bool = False) -> StudentStates:
         """Pooled vectors of every layer, and the token states the method needs, in fp32 (or the model's wider dtype).
 
-        one_view: the second view is the first once more, as it is without dropout; half the work.
+        one_view: the second view is the first once more, as it is without dropout; half the work. Of several processes each
+        computes its part, and all get the states of the whole batch.
         """
+        if self.ranks is None:
+            return self._states(batch.ids, batch.layout, one_view)
+        return self.ranks.gather(self._states(*self.ranks.part(batch), one_view), len(batch.rows))
+
+    def _states(self, ids: Tensor, layout: Layout, one_view: bool) -> StudentStates:
         if self.method.views == 1:
-            return self._pass(batch.ids, batch.layout)
+            return self._pass(ids, layout)
         if one_view or not self.student.training:  # without dropout the second view equals the first
-            states = self._pass(batch.ids, batch.layout)
+            states = self._pass(ids, layout)
             return StudentStates(states.layers, states.pooled, states.tokens, states.attention)
         if not self.one_pass:
-            states = self._pass(batch.ids, batch.layout)
-            second = self._pass(batch.ids, batch.layout).pooled
+            states = self._pass(ids, layout)
+            second = self._pass(ids, layout).pooled
             return StudentStates(states.layers, second, states.tokens, states.attention)
-        both, origin = batch.layout.twice()
-        states = self._pass(batch.ids[origin], both)
+        both, origin = layout.twice()
+        states = self._pass(ids[origin], both)
         first = tuple(e[0::2] for e in states.layers)
         tokens = {layer: h[0::2] for layer, h in states.tokens.items()}
         attention = {block: a[0::2] for block, a in states.attention.items()}
