@@ -40,6 +40,11 @@ def _interactive() -> bool:
     return sys.stderr.isatty() if shell is None else _watched(shell)
 
 
+def watched() -> bool:
+    """True in a notebook that somebody looks at and can answer, False under papermill and nbclient and outside of notebooks."""
+    return _watched(_shell())
+
+
 def _shell() -> Any:
     """IPython's shell, None outside of IPython."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.utils import logging as transformers_logging
 
 from talas_lib.blocks import blocks, first_token_states, has_bert_blocks, is_bert_like, keep_layers, uses_sliding_window
 from talas_lib.errors import TalasError
 from talas_lib.model_folders import transformer_folder
 from talas_lib.packed import Layout, TokenSequences, packed_attention, use_fast_dropout
 from talas_lib.pooling import POOLINGS, pool
+from talas_lib.pretrained import quiet as quiet
+from talas_lib.pretrained import read_model, read_tokenizer
 from talas_lib.tokenization import TextTokenizer
 
 PACKED = "talas_packed"
@@ -73,16 +74,20 @@ class Encoder(nn.Module):
         """From a local folder in transformers or sentence-transformers form, in fp32.
 
         layers: block indices to keep, in order (layer reduction); None keeps all. Only safetensors weights are read and
-        no code from the folder is run. TalasError says what is missing when the folder holds no such model.
+        no code from the folder is run. TalasError says what is wrong when the folder holds no such model, a damaged one, or one
+        without some of its weights.
         """
         folder = transformer_folder(folder)
-        with quiet():
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
+        model, tokenizer = read_model(folder), read_tokenizer(folder)
+        table = len(model.get_input_embeddings().weight)
+        if len(tokenizer) > table:
+            raise TalasError(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model vectors for {table}; they do not belong"
+                " together"
             )
         if layers is not None:
             keep_layers(model, layers)
-        return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), **options)
+        return cls(model, tokenizer, **options)
 
     @property
     def dim(self) -> int:
@@ -293,7 +298,8 @@ class Encoder(nn.Module):
         table = self.model.get_input_embeddings()
         self._full_table = table.weight.detach().clone()
         self._padding_idx = table.padding_idx
-        small = nn.Embedding(len(used), self.dim, device=table.weight.device, sparse=sparse_gradient)
+        kind = {"device": table.weight.device, "dtype": table.weight.dtype}
+        small = nn.Embedding(len(used), self.dim, sparse=sparse_gradient, **kind)
         small.weight.data.copy_(table.weight.data[used])
         self.model.set_input_embeddings(small)
         self.used_vocabulary = used
@@ -302,12 +308,25 @@ class Encoder(nn.Module):
         """Undo `compact_vocabulary`: trained rows in their places, all others times `decay`."""
         if self.used_vocabulary is None:
             return
-        weight = self._full_table.to(self.device) * decay
-        weight[self.used_vocabulary] = self.model.get_input_embeddings().weight.detach()
+        weight = self._whole_table(decay)
         table = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=self._padding_idx)
         self.model.set_input_embeddings(table)
         self.used_vocabulary = None
         del self._full_table
+
+    def whole_state(self, decay: float = 1.0) -> dict[str, Tensor]:
+        """The model's state dict as it would be after `expand_vocabulary(decay)`; the encoder stays as it is."""
+        state = dict(self.model.state_dict())
+        if self.used_vocabulary is not None:
+            small = self.model.get_input_embeddings().weight
+            name = next(name for name, parameter in self.model.named_parameters() if parameter is small)
+            state[name] = self._whole_table(decay)
+        return state
+
+    def _whole_table(self, decay: float) -> Tensor:
+        weight = self._full_table.to(self.device) * decay
+        weight[self.used_vocabulary] = self.model.get_input_embeddings().weight.detach()
+        return weight
 
     # ---- files
 
@@ -324,18 +343,6 @@ class Encoder(nn.Module):
         finally:
             if self._aside[0] is not None:
                 self.model.pooler = None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars for loading and saving weights, which take a moment and clutter a notebook."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def autocast(device: torch.device, precision: str) -> Any:

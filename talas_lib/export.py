@@ -1,13 +1,15 @@
-"""A trained student as a folder that sentence-transformers and transformers load, with a model card and the heads beside it."""
+"""A trained student as a folder that sentence-transformers and transformers load, with the heads beside it, and whether its
+vectors are the same wherever it is loaded.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from talas_lib.static_encoder import StaticEncoder
 
 HEADS_FILE = "talas_heads.safetensors"
-Output = Literal["pooled", "projected", "static"]
 
 
 def save_student(
@@ -44,7 +45,8 @@ def save_student(
         state = {} if heads is None else {k: v.detach().contiguous() for k, v in heads.state_dict().items()}
         if state:
             save_file(state, staging / HEADS_FILE)
-        _replace_folder(staging, folder)
+        model_folders.write_sums(staging)
+        replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
@@ -83,107 +85,78 @@ def check_loads(
 ) -> float:
     """Smallest cosine between the student's vectors and those of SentenceTransformer(folder).
 
-    TalasError below 1 - tolerance, and for vectors of another width or length (relative difference above 1e-3).
+    TalasError as `check_equal` raises it.
     """
-    from sentence_transformers import SentenceTransformer
-
-    from talas_lib.encoders import quiet
-
     ours = student.encode(list(texts), normalize=False)
-    with quiet():
-        trusted = model_folders.needs_talas(folder)  # the folder is ours, and so is the module it names
-        loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=trusted)
-    theirs = np.asarray(loaded.encode(list(texts), normalize_embeddings=False, show_progress_bar=False))
+    return check_equal(ours, by_sentence_transformers(folder, texts), f"{folder} gives", tolerance=tolerance)
+
+
+def check_equal(ours: np.ndarray, theirs: np.ndarray, who: str, *, tolerance: float = 1e-5) -> float:
+    """Smallest cosine between the rows of two sets of vectors `[n, d]`.
+
+    TalasError, which begins with `who`, below 1 - tolerance, and for vectors of another width or length (relative difference
+    above 1e-3).
+    """
     if ours.shape != theirs.shape:
-        raise TalasError(f"{folder} gives vectors of {theirs.shape[1]} numbers when loaded, not {ours.shape[1]}")
+        raise TalasError(f"{who} vectors of {theirs.shape[1]} numbers when loaded, not {ours.shape[1]}")
     lengths = [np.linalg.norm(vectors, axis=1) for vectors in (ours, theirs)]
     worst = float(((ours * theirs).sum(1) / (lengths[0] * lengths[1])).min())
     longer = float(np.abs(lengths[1] / lengths[0] - 1).max())
     if worst < 1 - tolerance or longer > 1e-3:
         raise TalasError(
-            f"{folder} gives other vectors when loaded: smallest cosine {worst:.7f}, lengths differ by up to {longer:.1e}"
+            f"{who} other vectors when loaded: smallest cosine {worst:.7f}, lengths differ by up to {longer:.1e}"
         )
     return worst
 
 
-def model_card(
-    *,
-    name: str,
-    teacher: str | None,
-    student: str,
-    method: str,
-    corpus: str,
-    pooling: str,
-    scores: Mapping[str, Mapping[str, Any]],
-    dim: int | None = None,
-    output: Output = "pooled",
-    needs_talas: bool = False,
-) -> str:
-    """README.md of a saved student. scores: task -> {metric, student, teacher, untrained} on a 0 to 100 scale.
+def by_sentence_transformers(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Vectors `[texts, d]` of SentenceTransformer(folder), as they come."""
+    from sentence_transformers import SentenceTransformer
 
-    teacher: None for a method without one; dim: width of the vectors; output: the pooled vector, or a module's behind it;
-    needs_talas: see model_folders.needs_talas.
+    from talas_lib.encoders import quiet
+
+    with quiet():
+        trusted = model_folders.needs_talas(folder)  # the folder is ours, and so is the module it names
+        loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=trusted)
+    return np.asarray(loaded.encode(list(texts), normalize_embeddings=False, show_progress_bar=False))
+
+
+def by_transformers(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Vectors `[texts, d]` from AutoModel, AutoTokenizer and a pooling written out, without sentence-transformers' pipeline.
+
+    Not for a static encoder, which has no transformer: TalasError.
     """
-    origin = f"A sentence encoder distilled with talas from `{teacher}` into `{student}`"
-    if teacher is None:
-        origin = f"A sentence encoder trained with talas from `{student}`"
-    trust = ", trust_remote_code=True" if needs_talas else ""
-    width = f" of {dim} numbers" if dim else ""
-    vector = f"The vector{width} is the {pooling} pooling of the last layer"
-    if output == "static":
-        vector = (
-            f"The vector{width} is the mean of the sentence's token vectors, read from a table; there is no transformer"
-        )
-    elif output == "projected":
-        vector += ", put through the module that the method trained with it and that stays in this folder"
-    lines = [
-        "---",
-        "library_name: sentence-transformers",
-        "pipeline_tag: sentence-similarity",
-        "tags: [sentence-transformers, feature-extraction, distillation, talas]",
-        "---",
-        f"# {name}",
-        "",
-        f"{origin} by {method}, on the corpus {corpus},",
-        "without labels.",
-        "",
-        "```python",
-        "from sentence_transformers import SentenceTransformer",
-        f'model = SentenceTransformer("path/to/{name}"{trust})',
-        'vectors = model.encode(["a first sentence", "a second one"])',
-        "```",
-        "",
-        f"{vector}. It is not normalised; compare by cosine.",
-        "",
-        *(["That module comes from the package `talas_lib`, which has to be installed.", ""] if needs_talas else []),
-    ]
-    if scores:
-        lines += [
-            "| task | metric | this student | untrained student | teacher |",
-            "| --- | --- | ---: | ---: | ---: |",
-        ]
-        for task, row in scores.items():
-            cells = (_number(row.get(k)) for k in ("student", "untrained", "teacher"))
-            lines.append(f"| {task} | {row.get('metric', '')} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += [
-        "Scores are on a 0 to 100 scale, from frozen vectors of one run. The model has seen only its training corpus; on texts",
-        "of another kind, other languages or much longer texts it may do worse than these numbers.",
-        "",
-    ]
-    return "\n".join(lines)
+    import torch
+    from transformers import AutoModel, AutoTokenizer
 
+    from talas_lib import output_modules
+    from talas_lib.encoders import quiet
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    inner = model_folders.transformer_folder(folder)
+    pooling = model_folders.pooling_of_folder(folder)
+    with quiet(), torch.no_grad():
+        tokenizer, model = AutoTokenizer.from_pretrained(inner), AutoModel.from_pretrained(inner, dtype=torch.float32)
+        tokens = tokenizer(list(texts), padding=True, truncation=True, padding_side="right", return_tensors="pt")
+        states = model.eval()(**tokens).last_hidden_state
+        mask = tokens["attention_mask"]
+        if pooling == "mean":
+            vectors = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            place = mask.sum(1) - 1 if pooling == "last" else torch.zeros_like(mask[:, 0])
+            vectors = states[torch.arange(len(states)), place]
+        behind = output_modules.read(folder)
+        return np.asarray(vectors if behind is None else behind(vectors))
 
 
 def _pooling_mode(pooling: str) -> str:
     return {"last": "lasttoken"}.get(pooling, pooling)
 
 
-def _replace_folder(staging: Path, folder: Path) -> None:
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put a finished copy in the place of a folder by renames, readable by all as other files are."""
     os.chmod(staging, 0o755)
+    for file in staging.rglob("*.safetensors"):
+        file.chmod(0o644)  # written through a temporary file that only its owner may read
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
         os.replace(folder, old / "was")

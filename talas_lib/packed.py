@@ -134,7 +134,7 @@ class Layout:
 
     @cached_property
     def full(self) -> bool:
-        """Whether every sentence has the longest's length, so that tokens are the padded grid already. A GPU has to wait for it."""
+        """Whether every sentence is as long as the longest: tokens are the padded grid already. A GPU has to wait for it."""
         return bool((self.lengths == self.longest).all())
 
     @cached_property

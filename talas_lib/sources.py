@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from talas_lib.params import CorpusSpec, StudentSpec, TaskSuiteSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
+    from talas_lib.corpus_file import FileReport
     from talas_lib.encoders import Encoder
     from talas_lib.tasks import Task
     from talas_lib.tokenization import TextTokenizer
@@ -51,17 +53,23 @@ def model_folder(spec: TeacherSpec | StudentSpec) -> Path:
 
 
 def _tiny_folder(arch: str, seed: int) -> Path:
-    from talas_lib import corpora, tiny
+    from talas_lib import corpora, model_folders, tiny
 
     texts = corpora.tiny_corpus(seed=0).texts
     key = hashlib.sha256("\n".join((arch, str(seed), *texts)).encode()).hexdigest()[:8]
     folder = paths.cache_dir() / "tiny" / f"{arch}-s{seed}-{key}"
     if folder.is_dir():
-        return folder
+        try:
+            model_folders.check_sums(folder)
+        except TalasError:
+            shutil.rmtree(folder, ignore_errors=True)  # it can be made again
+        else:
+            return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tiny.build(arch, staging, texts, seed=seed)
+        model_folders.write_sums(staging)
         os.replace(staging, folder)
     except OSError:
         if not folder.is_dir():  # not simply built by another process meanwhile
@@ -129,6 +137,13 @@ def _pooling(spec: TeacherSpec | StudentSpec, folder: Path) -> str:
     return pooling
 
 
+def cut_share(spec: StudentSpec, texts: Sequence[str]) -> float:
+    """Share of the texts, 0 to 1, with more tokens than the student reads, special ones counted."""
+    tokenizer = load_tokenizer(spec)
+    longer = dataclasses.replace(tokenizer, max_length=spec.max_length + 1).tokenize(texts).lengths > spec.max_length
+    return float(longer.mean())
+
+
 def teacher_identity(spec: TeacherSpec, *, precision: str = "fp32") -> dict[str, Any]:
     """Everything about a teacher that changes its vectors: for the cache key. Hashes the files of the model folder."""
     from talas_lib.model_folders import folder_fingerprint, pooling_of_folder
@@ -159,14 +174,27 @@ def _tasks(spec_json: str, data_dir: str, _cache_dir: str) -> tuple[Task, ...]:
     return tasks.load_tasks(spec, assets=asset, data_dir=None if data_dir == "None" else Path(data_dir))
 
 
-def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None) -> Corpus:
-    """The training sentences; one that is built here holds no test text of the suite that the spec holds out."""
-    from talas_lib import corpora, params, tasks
+def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None, share_held_out: float = 0.0) -> Corpus:
+    """The training sentences; one that is built here holds no test text of the suite that the spec holds out.
+
+    share_held_out: the share of them that is not trained on (hold_out.training_part).
+    """
+    from talas_lib import corpora, hold_out, params, tasks
 
     barred = tasks.held_out_texts(load_tasks(params.load_tasks(spec.held_out))) if spec.held_out else frozenset()
-    return corpora.load_corpus(
+    corpus = corpora.load_corpus(
         spec, held_out=barred, assets=asset, data_dir=paths.data_dir(), max_sentences=max_sentences
     )
+    return hold_out.training_part(corpus, share_held_out)
+
+
+def file_report(spec: CorpusSpec) -> FileReport | None:
+    """What stands in the file of a corpus that is read from one, None for the others."""
+    from talas_lib import corpus_file, params
+
+    if spec.path is None:
+        return None
+    return corpus_file.inspect_file(params.corpus_path(spec), spec.text_column, spec.source_column)
 
 
 def prefetch(models: Iterable[TeacherSpec | StudentSpec], corpus: CorpusSpec, tasks: TaskSuiteSpec) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from talas_lib.alignment import UNREADABLE
 from talas_lib.errors import TalasError
 from talas_lib.model_folders import transformer_folder
 from talas_lib.packed import TokenSequences
+from talas_lib.pretrained import read_tokenizer
 
 _AT_ONCE = 4096  # sentences tokenised together
 _BEFORE = "x"  # a token is decoded behind this letter, since decoders treat the first token of a text in their own way
@@ -35,7 +35,7 @@ class TextTokenizer:
     @classmethod
     def load(cls, folder: Path | str, *, pooling: str, max_length: int, prompt: str = "") -> TextTokenizer:
         """From a model folder, whose weights are not read."""
-        tokenizer = AutoTokenizer.from_pretrained(transformer_folder(folder), trust_remote_code=False)
+        tokenizer = read_tokenizer(transformer_folder(folder))
         return cls(tokenizer, pooling, max_length, prompt)
 
     @classmethod
@@ -54,7 +54,11 @@ class TextTokenizer:
             return TokenSequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
         ids, lengths = [], []
         for start in range(0, len(texts), _AT_ONCE):
-            found = self._ids(texts[start : start + _AT_ONCE])
+            try:
+                found = self._ids(texts[start : start + _AT_ONCE])
+            except (TypeError, UnicodeError):
+                _refuse_halves(texts)
+                raise
             lengths.append(np.fromiter(map(len, found), dtype=np.int64, count=len(found)))
             ids.append(np.fromiter(chain.from_iterable(found), dtype=np.int32, count=int(lengths[-1].sum())))
         counts = np.concatenate(lengths)
@@ -142,6 +146,17 @@ class TextTokenizer:
             rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
         used = [rules, self.special_ids(), self.pooling == "last", self.max_length, self.prompt]
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_halves(texts: Sequence[str]) -> None:
+    """TalasError for the first text that has no UTF-8 form, which is what a tokenizer is given."""
+    for place, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise TalasError(
+                f"sentence {place} holds half of a surrogate pair, which no tokenizer takes: {text!r}; remove it"
+            ) from None
 
 
 def tokens_sha256(tokens: TokenSequences) -> str:

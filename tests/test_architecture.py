@@ -18,11 +18,13 @@ MAX_LINES = 400
 # A module imports from its own row and the rows above it. What is not named here is an edge and may import anything.
 ROWS = (
     "pooling losses reduction relation_losses token_losses experts alignment sharpness_aware curvature curvature_estimate"
-    " hessian packed metrics probes uncertainty collapse",
+    " pyhessian_adapter loss_rise landscape hessian packed metrics probes uncertainty collapse",
     "files cache_files blocks encoders tokenization static_encoder model_folders tiny tiny_texts texts"
-    " item_results signal_files teacher_cache alignment_cache corpora tasks assets asset_registry checkpoints",
+    " item_results distribution pretrained signal_files teacher_cache alignment_cache"
+    " corpora corpus_file corpus_parts hold_out split_files tasks assets"
+    " asset_registry checkpoints kept_weights",
     "methods",
-    "token_cache schedule training_data stepper train evaluate efficiency sharpness",
+    "token_cache schedule training_data divergence stepper train evaluate efficiency fixed_objective sharpness",
 )
 EDGE = len(ROWS)
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}

@@ -17,8 +17,9 @@ import urllib.request
 from typing import Any
 
 import pytest
+from small_run import small_run
 
-from talas_lib import paths
+from talas_lib import assess, params, paths
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -42,6 +43,13 @@ STATE = """(() => {
   return {cells: cells.length, run: cells.filter(cell => cell.model.executionCount).length,
           errors: outputs.filter(text => text.includes('"output_type":"error"')),
           idle: widget.sessionContext.session?.kernel?.status === 'idle'};
+})()"""
+
+# cells outside of the window are otherwise not part of the page
+WHOLE = """(() => {
+  const notebook = window.jupyterapp.shell.currentWidget.content;
+  notebook.notebookConfig = {...notebook.notebookConfig, windowingMode: 'none'};
+  return true;
 })()"""
 
 
@@ -74,15 +82,30 @@ class Page:
         websocket = pytest.importorskip("websocket")
         self.socket, self.number = websocket.create_connection(address, timeout=60), 0
 
-    def evaluate(self, script: str) -> Any:
-        """The value of a script in the page."""
+    def call(self, method: str, **parameters: Any) -> Any:
+        """A command of the browser's protocol."""
         self.number += 1
-        request = {"expression": script, "returnByValue": True, "awaitPromise": True}
-        self.socket.send(json.dumps({"id": self.number, "method": "Runtime.evaluate", "params": request}))
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while True:
             answer = json.loads(self.socket.recv())
             if answer.get("id") == self.number:
-                return answer["result"]["result"].get("value")
+                return answer["result"]
+
+    def evaluate(self, script: str) -> Any:
+        """The value of a script in the page."""
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get(
+            "value"
+        )
+
+    def press(self, key: str, code: int) -> None:
+        """A key of the keyboard, down and up, for what has the focus."""
+        typed = {"text": "\r"} if key == "Enter" else {}
+        for kind, more in (("keyDown", typed), ("keyUp", {})):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+    def type(self, text: str) -> None:
+        """Text into the field that has the focus."""
+        self.call("Input.insertText", text=text)
 
 
 @pytest.fixture
@@ -143,16 +166,73 @@ def browse(tmp_path):
         process.wait(timeout=20)
 
 
-def test_a_notebook_runs_in_jupyterlab_without_an_error(lab, browse):
-    page = browse(f"{lab}/tree/notebooks/a0_talas_by_hand.ipynb")
+def run_all(page: Page) -> Any:
+    """Run a notebook that has been opened, all cells at once and all of them on the page; what came of it."""
     wait_for(lambda: (page.evaluate(STATE) or {}).get("idle"), 90, "the notebook in JupyterLab")
+    page.evaluate(WHOLE)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
 
     def finished() -> Any:
         state = page.evaluate(STATE)
         return state if state and (state["errors"] or (state["run"] == state["cells"] and state["idle"])) else None
 
-    state = wait_for(finished, 240, "the end of the notebook")
+    return wait_for(finished, 240, "the end of the notebook")
+
+
+def test_a_notebook_runs_in_jupyterlab_without_an_error(lab, browse):
+    state = run_all(page := browse(f"{lab}/tree/notebooks/a0_talas_by_hand.ipynb"))
     assert state["errors"] == []
     assert state["cells"] > 10
     assert page.evaluate("document.querySelectorAll('.jp-RenderedHTMLCommon h1').length") >= 1
+
+
+FIGURES = "Array.from(document.querySelectorAll('.talas-figure'))"
+# what stands in the box of controls above a figure, by its number
+CONTROLS = FIGURES + "[%d].closest('.widget-vbox').querySelector('.widget-hbox')"
+
+
+@pytest.fixture
+def explored(tmp_path, tiny_texts, monkeypatch):
+    """A scored run in the folder that JupyterLab's kernels see as outputs."""
+    monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path))
+    run = small_run(tmp_path, tiny_texts[:120])
+    assess.evaluate_run(run, params.load_tasks("tiny"))
+    return run
+
+
+def test_the_explorer_answers_to_its_controls(explored, lab, browse):
+    page = browse(f"{lab}/tree/notebooks/08_explore.ipynb")
+    state = run_all(page)
+    assert state["errors"] == []
+    wait_for(lambda: page.evaluate(f"{FIGURES}.length") == 5, 60, "the five figures")
+    assert page.evaluate("document.querySelectorAll('.talas-figure svg').length") == 4
+    assert page.evaluate("document.querySelectorAll('.talas-figure table').length") == 1
+    assert page.evaluate("document.querySelectorAll('.talas-figure svg title').length") > 500
+
+    def figure(number: int) -> str:
+        return page.evaluate(f"{FIGURES}[{number}].innerHTML")
+
+    def changed(number: int, before: str) -> None:
+        wait_for(lambda: figure(number) != before, 30, f"a change in figure {number}")
+        assert "talas-message" not in figure(number)
+
+    for number, steps in ((1, 3), (3, 2)):  # a batch of relations; the radius of the perturbation
+        before = figure(number)
+        assert page.evaluate(f"(() => {{ {CONTROLS % number}.querySelector('.noUi-handle').focus(); return true }})()")
+        for _ in range(steps):
+            page.press("ArrowRight", 39)
+        changed(number, before)
+
+    before = figure(0)
+    page.evaluate(
+        f"(() => {{ const f = {CONTROLS % 0}.querySelector('input'); f.focus(); f.select(); return true }})()"
+    )
+    page.type("a boat <b>on</b> the sea")
+    page.press("Enter", 13)
+    changed(0, before)
+
+    after = page.evaluate(STATE)
+    assert after["errors"] == []
+    assert page.evaluate("document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]').length") == 0
+    assert not page.evaluate("document.body.innerText.includes('Traceback')")
+    assert not page.evaluate("document.body.innerText.includes('Error displaying widget')")

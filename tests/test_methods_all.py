@@ -266,6 +266,19 @@ def test_few_sentences_and_copies_give_numbers(name, rows, bench):
 
 
 @EVERY
+def test_a_teacher_vector_of_zeros_gives_numbers(name, bench):
+    """The cache refuses such vectors; a method that gets one all the same has a finite loss and finite gradients."""
+    case = bench.case(name).train()
+    batch = case.batch(0, 1, 2, 3)
+    batch = replace(batch, teachers=tuple(t.index_fill(0, torch.tensor([1]), 0.0) for t in batch.teachers))
+    total, _ = case.objective(batch)
+    total.backward()
+    assert torch.isfinite(total)
+    for parameter, grad in case.gradients().items():
+        assert torch.isfinite(grad.to_dense()).all(), parameter
+
+
+@EVERY
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(name, pooling, bench):
     """Sentences beside a much longer one, whose columns stay when it is gone; packed, and padded as transformers would."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from talas_lib import assess, methods, params, reduction, stages, teacher_cache
+from talas_lib import methods, params, reduction, sharpness_stage, stages, teacher_cache
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.methods import cosine, embed_distill, leaf, mse, pca_target, procrustes_target, regression, rkd, talas
@@ -600,7 +600,7 @@ def test_sharpness_of_a_finished_run(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path))
     run = stages.train_run(params.resolve("03_train", RUN | {"method": name, "optimizer": "adamw", "epochs": 1}))
     sharp = {"sharpness_batches": 1, "sharpness_batch_size": 8, "sharpness_max_iter": 6, "run": run.id}
-    record = assess.sharpness_run(run, params.resolve("05_sharpness", sharp))
+    record = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", sharp))
     assert np.isfinite([record["lambda_max"], record["untrained"]["lambda_max"]]).all()
 
 

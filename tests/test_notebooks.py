@@ -363,19 +363,30 @@ def test_05_records_both_estimators_with_their_errors(bench: Bench, measured: di
     for record in found:
         assert record is not None
         assert record["subset"] == "encoder"
+        subsets = ["encoder", "encoder+heads", "embeddings", "layer-1", "layer-2", "layer-3"]
         for side in (record, record["untrained"]):
-            rows = side["rows"]
-            assert {"lambda_max", "lambda_abs_max"} <= {row["quantity"] for row in rows}
-            assert {"lanczos", "power"} == {row["estimator"] for row in rows}
-            assert finite(rows)
+            assert finite(side)
+            assert list(dict.fromkeys(row["subset"] for row in side["rows"])) == subsets
+            rows = [row for row in side["rows"] if row["subset"] == "encoder" and row["batch"] is None]
+            assert {"lambda_max", "lambda_abs_max", "lambda_2", "trace", "asam_rise"} <= {
+                row["quantity"] for row in rows
+            }
+            assert {"lanczos", "power", "hutchinson", "ascent", "draws"} == {row["estimator"] for row in rows}
             lanczos = {row["quantity"]: row["value"] for row in rows if row["estimator"] == "lanczos"}
             assert lanczos["lambda_max"] == side["lambda_max"]
             for row in rows:
                 if row["estimator"] == "power" and row["converged"] and row["quantity"] == "lambda_max":
                     assert row["value"] == pytest.approx(side["lambda_max"], rel=0.02)
             assert side["converged"] == (side["lambda_max_residual"] < record["settings"]["sharpness_tol"])
+        assert sum(row["batch"] is not None for row in record["rows"]) == record["settings"]["sharpness_batches"]
+        assert record["gap"]["gap"] == record["gap"]["held_out_loss"] - record["gap"]["train_loss"]
+        assert record["landscape"]["plane"]["losses"][2][2] == record["landscape"]["loss"] == record["loss"]
     assert found[0]["untrained"] == found[1]["untrained"]
-    assert all(pictures(book) == 1 for book in measured.values())
+    for optimizer, book in measured.items():
+        series = bench.run(optimizer).read_record("sharpness-epoch-1")  # the last epoch of one, so the same weights
+        assert series is not None
+        assert series["lambda_max"] == bench.run(optimizer).read_record("sharpness")["lambda_max"]  # type: ignore[index]
+        assert pictures(book) == 3
 
 
 def test_06_writes_the_report(bench: Bench, compared: Any) -> None:

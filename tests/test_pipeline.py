@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from talas_lib import assess, compare, export, params, runs, sources, stages
+from talas_lib import assess, compare, export, fixed_objective, params, runs, sharpness_stage, sources, stages
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 
@@ -53,10 +53,10 @@ def test_cache_train_evaluate_sharpness_export(teacher, outputs):
     assert scores["avg"] == pytest.approx(np.mean([r["score"] for r in scores["tasks"].values()]))
     assert "| task |" in (run.folder / "model" / "README.md").read_text()
 
-    sharp = assess.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     for record in (sharp, sharp["untrained"]):
         assert np.isfinite(record["lambda_max"])
-        assert {row["estimator"] for row in record["rows"]} == {"power", "lanczos"}
+        assert {row["estimator"] for row in record["rows"]} == {"power", "lanczos", "ascent", "draws"}
         assert all({"residual", "iterations", "converged"} <= row.keys() for row in record["rows"])
 
     student = stages.load_run_student(run)
@@ -100,7 +100,7 @@ def test_comparison_and_summary(outputs):
     for cell in params.expand_grid(grid):
         run = stages.train_run(params.resolve("03_train", cell))
         assess.evaluate_run(run, params.load_tasks("tiny"))
-        assess.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+        sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     c = compare.collect(p)
     table = compare.scores_table(c)
     assert list(table.index) == [*compare.REFERENCE_LABELS.values(), "talas + asam", "talas + adamw"]
@@ -144,9 +144,9 @@ def test_what_cannot_be_scored_or_does_not_fit_is_refused(outputs):
 
 
 def test_fixed_batches_are_a_function_of_their_arguments():
-    rows = assess.fixed_rows(100, 4, 8, seed=1)
+    rows = fixed_objective.fixed_rows(100, 4, 8, seed=1)
     assert rows.shape == (4, 8)
     assert len(np.unique(rows)) == 32
-    assert np.array_equal(rows, assess.fixed_rows(100, 4, 8, seed=1))
-    assert not np.array_equal(rows, assess.fixed_rows(100, 4, 8, seed=2))
-    assert assess.fixed_rows(5, 2, 8, seed=1).shape == (2, 5)
+    assert np.array_equal(rows, fixed_objective.fixed_rows(100, 4, 8, seed=1))
+    assert not np.array_equal(rows, fixed_objective.fixed_rows(100, 4, 8, seed=2))
+    assert fixed_objective.fixed_rows(5, 2, 8, seed=1).shape == (2, 5)

@@ -246,20 +246,18 @@ def test_a_killed_build_goes_on_where_it_stopped(sharded, teacher, texts, tmp_pa
 
 
 def test_a_kill_in_the_middle_of_a_write_costs_that_shard(teacher, texts, tmp_path, monkeypatch):
-    write, written = SignalFile.write, []
+    put, written = SignalFile.put, []
 
-    def torn(self, shard, values, seconds):
+    def torn(self, shard, values):
         if shard == 2:
             values = values.copy()
             values[len(values) // 2 :] = 0
-            monkeypatch.setattr(signal_files, "atomic_write_json", killed)
-        write(self, shard, values, seconds)
+            put(self, shard, values)
+            raise KeyboardInterrupt
         written.append(shard)
+        return put(self, shard, values)
 
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(SignalFile, "write", torn)
+    monkeypatch.setattr(SignalFile, "put", torn)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, IDENTITY, texts, HIDDEN, teacher, shard=SHARD)
     monkeypatch.undo()

@@ -1,0 +1,70 @@
+"""Notebooks 08 and 09 under papermill on a run of seconds: what they show where nobody looks, and what they leave behind."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+from small_run import small_run
+
+from talas_lib import assess, params, paths
+
+FOLDER = paths.root() / "notebooks"
+HAVE_ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_texts):
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TALAS_OUTPUTS", str(folder / "outputs"))
+        patch.delenv("MPLBACKEND", raising=False)
+        trained = small_run(folder, tiny_texts[:120])
+        assess.evaluate_run(trained, params.load_tasks("tiny"))
+        yield trained
+
+
+def execute(name: str, folder: Path, **values: Any) -> Any:
+    book = papermill.execute_notebook(
+        str(FOLDER / f"{name}.ipynb"),
+        str(folder / f"{name}.ipynb"),
+        values,
+        cwd=str(FOLDER),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    errors = [o.text for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    assert not errors, errors  # warnings included
+    return book
+
+
+def shown(book: Any, kind: str) -> list[str]:
+    """What cells show of one kind."""
+    return [o.data[kind] for cell in book.cells for o in cell.get("outputs", []) if kind in o.get("data", {})]
+
+
+def test_08_draws_without_a_browser_what_it_shows_in_one(run, tmp_path):
+    book = execute("08_explore", tmp_path, run=run.id, shown=40, query="a boat on the sea")
+    assert len(shown(book, "image/svg+xml")) == 4  # relations, map, rho, gains
+    (table,) = shown(book, "text/html")
+    assert "untrained student" in table
+    assert not shown(book, "application/vnd.jupyter.widget-view+json")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAVE_ONNX, reason="needs onnx, onnxscript and onnxruntime")
+def test_09_leaves_a_folder_and_its_records(run, tmp_path):
+    book = execute("09_export", tmp_path, tasks="tiny")
+    assert len(shown(book, "image/svg+xml")) == 1
+    record = run.read_record("export")
+    assert min(record["loads"].values()) > 0.99999
+    assert {row["how"] for row in record["widths"]} == {"first", "principal"}
+    assert all("avg" in row for row in record["widths"])
+    assert run.read_record("agreement")["sentences"] >= 20
+    card = (run.folder / "export" / "README.md").read_text(encoding="utf-8")
+    for section in ("Scores", "Agreement with the teacher", "Forms", "Shorter vectors", "Limits", "Licences"):
+        assert f"## {section}" in card
+    assert (run.folder / "export" / "onnx" / "model_int8.onnx").is_file()
