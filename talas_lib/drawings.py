@@ -124,23 +124,23 @@ def scatter(
 
 def matrix(values: np.ndarray, texts: Sequence[str], *, title: str, note: str = "", size: float = 150) -> Drawing:
     """A square matrix of cosines `[n, n]`, blue above 0 and orange below, with the pair and its value under the pointer."""
-    cell = size / len(values)
-    parts = []
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            shown = f"{value:.2f}: {texts[i]} | {texts[j]}"
-            parts.append(
-                f'<rect x="{j * cell:.1f}" y="{18 + i * cell:.1f}" width="{cell:.2f}" height="{cell:.2f}"'
-                f' fill="{_shade(float(value))}"><title>{escape(shown)}</title></rect>'
-            )
+    cell, shown = size / len(values), [escape(text if len(text) <= 70 else f"{text[:67]}...") for text in texts]
+    edge = f'width="{cell:.2f}" height="{cell:.2f}"'
+    colours = _shades(values)
+    parts = [
+        f'<rect x="{j * cell:.1f}" y="{18 + i * cell:.1f}" {edge} fill="{colours[i][j]}"><title>'
+        f"{values[i, j]:.2f}: {shown[i]} | {shown[j]}</title></rect>"
+        for i in range(len(values))
+        for j in range(len(values))
+    ]
     return Drawing("".join(parts) + label(0, 12, title) + label(0, size + 33, note), size, size + 40)
 
 
-def _shade(value: float) -> str:
-    """White at 0, the palette's blue at 1, its orange at -1."""
-    end = np.array([0, 114, 178]) if value >= 0 else np.array([213, 94, 0])
-    red, green, blue = np.round(255 + (end - 255) * min(abs(value), 1)).astype(int)
-    return f"#{red:02x}{green:02x}{blue:02x}"
+def _shades(values: np.ndarray) -> list[list[str]]:
+    """Colours: white at 0, the palette's blue at 1, its orange at -1."""
+    ends = np.where(np.asarray(values)[..., None] >= 0, (0, 114, 178), (213, 94, 0))
+    mixed = np.round(255 + (ends - 255) * np.minimum(np.abs(values), 1)[..., None]).astype(int)
+    return [[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in row] for row in mixed.tolist()]
 
 
 def lines(

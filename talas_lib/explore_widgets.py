@@ -115,11 +115,12 @@ def effect_of_rho(view: View, *, watched: bool | None = None) -> Any:
 
 def gains(view: View, *, watched: bool | None = None) -> Any:
     """Gains by task, for each suite the run was scored on; a sentence instead where it was scored on none."""
+    from IPython.display import Markdown
     from ipywidgets import Dropdown
 
     suites = list(view.run.evaluations())
     if not suites:
-        return f"{view.run.id} has not been scored yet: notebooks/04_evaluate.ipynb does that"
+        return Markdown(f"{view.run.id} has not been scored yet: [04_evaluate](04_evaluate.ipynb) does that.")
     bases = list(explore.bases())
     controls = {
         "suite": _choice(Dropdown, suites[-1], suites, "suite"),

@@ -289,4 +289,4 @@ def test_what_is_typed_is_shown_as_text_and_a_bad_one_as_a_message(view):
 def test_a_run_without_scores_says_so(tmp_path, tiny_texts, monkeypatch):
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
     fresh = explore.open_view(small_run(tmp_path, tiny_texts[:60], epochs=1), sentences=20)
-    assert "04_evaluate" in explore_widgets.gains(fresh)
+    assert "04_evaluate" in explore_widgets.gains(fresh).data

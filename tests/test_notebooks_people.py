@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import papermill
 import pytest
-from small_run import small_run
+from small_run import small_run, write_csv
 
-from talas_lib import assess, params, paths
+from talas_lib import agreement, assess, params, paths, runs
 
 FOLDER = paths.root() / "notebooks"
 HAVE_ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -67,4 +72,32 @@ def test_09_leaves_a_folder_and_its_records(run, tmp_path):
     card = (run.folder / "export" / "README.md").read_text(encoding="utf-8")
     for section in ("Scores", "Agreement with the teacher", "Forms", "Shorter vectors", "Limits", "Licences"):
         assert f"## {section}" in card
+    assert (run.folder / "export" / "onnx" / "model_int8.onnx").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAVE_ONNX, reason="needs onnx, onnxscript and onnxruntime")
+def test_the_three_commands_of_the_page_on_own_data(tmp_path, tiny_texts, tiny_encoder_folder, monkeypatch):
+    page = (paths.root() / "docs" / "own-data.md").read_text(encoding="utf-8")
+    commands = re.findall(
+        r"^    (.+)$", page[page.index("## Three commands") : page.index("1. **Train.**")], re.MULTILINE
+    )
+    assert len(commands) == 3
+    given = {
+        "./my_teacher": str(tiny_encoder_folder("bert")),
+        "./my_sentences.csv": str(write_csv(tmp_path / "mine.csv", tiny_texts)),
+        "outputs/nb": str(tmp_path),
+    }
+    monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    for number, command in enumerate(commands):
+        for name, own in given.items():
+            command = command.replace(name, own)
+        command += " -p student tiny -p epochs 1" * (number == 0)
+        done = subprocess.run(shlex.split(command), cwd=paths.root(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    run = runs.latest_run()
+    assert run.params.hold_out == 0.1
+    assert set(run.read_record("agreement")["teachers"]) == {run.params.teacher_spec.name}
+    assert agreement.unseen_texts(run)
     assert (run.folder / "export" / "onnx" / "model_int8.onnx").is_file()
