@@ -172,7 +172,7 @@ def _calm() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

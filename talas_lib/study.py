@@ -162,7 +162,9 @@ class Report:
             parts.append("## Not on record yet")
             lines = [f"- `{run_id}`: {', '.join(suites)}" for run_id, suites in lacking.items()]
             if len(lines) > _LISTED:
-                lines[_LISTED:] = [f"- and {len(lines) - _LISTED} more; the tables name them, `make study-dry` counts them"]
+                lines[_LISTED:] = [
+                    f"- and {len(lines) - _LISTED} more; the tables name them, `make study-dry` counts them"
+                ]
             parts.append("\n".join(lines))
         return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -38,7 +38,7 @@ SMALL = {
     "device": "cpu",
     "checkpoint_every": 5,  # an epoch, so that a kept epoch and a checkpoint are made after the same step
 }
-SHARP = {"sharpness_batches": 2, "sharpness_batch_size": 8, "sharpness_max_iter": 12, "estimator": "lanczos"}
+SHARP = {"sharpness_batches": 2, "sharpness_batch_size": 6, "sharpness_max_iter": 10, "estimator": "lanczos"}
 GRID = {"optimizer, rho": [["adamw", None], ["asam", 0.5]], "seed": [1, 2]}
 
 
@@ -280,7 +280,7 @@ def test_a_run_is_measured_over_its_epochs(run, monkeypatch):
     by_epoch = sharpness_stage.epoch_records(run)
     assert list(by_epoch) == [1, 3]
     assert record["epoch"] == by_epoch[3]["epoch"] == 3
-    rows = fixed_objective.fixed_rows(40, 3, 8, seed=42)
+    rows = fixed_objective.fixed_rows(40, 3, 6, seed=42)
     assert record["batches"] == rows.tolist()
     assert by_epoch[3]["batches"] == rows[:2].tolist()
     assert record["loss"] == pytest.approx(np.mean(record["batch_losses"]))
@@ -336,7 +336,7 @@ def test_everything_at_once(run, opened):
     gap = record["gap"]
     assert gap["gap"] == pytest.approx(gap["held_out_loss"] - gap["train_loss"])
     assert gap["train_loss"] == pytest.approx(record["loss"], rel=1e-5)  # the same two batches
-    assert (gap["batches"], gap["sentences"]) == (2, 16)
+    assert (gap["batches"], gap["sentences"]) == (2, 12)
 
 
 # ---- unseen sentences
@@ -368,18 +368,16 @@ def test_a_file_that_was_trained_on_whole_leaves_nothing(own):
 
 @pytest.fixture(scope="module")
 def study(run):
-    """Four runs, two optimizers and two seeds, measured over epochs 1 and 3 and scored."""
-    from talas_lib import assess
-
+    """Four runs, two optimizers and two seeds, measured over epochs 1 and 3, with a score on record."""
     found = [run]
     cells = [{"optimizer": "adamw", "seed": 2}, {"optimizer": "asam", "rho": 0.5, "seed": 1}]
     for cell in [*cells, {"optimizer": "asam", "rho": 0.5, "seed": 2}]:
         found.append(stages.train_run(training(**cell, keep_epochs=[1])))
-    for each in found:
+    for number, each in enumerate(found):
         more = {"single_batches": True, "held_out_batches": 1, "landscape": 3, "ball_steps": 2}
         settings = asked(each, sharpness_epochs=[1, 3], **more)
         sharpness_stage.sharpness_run(each, settings)
-        assess.evaluate_run(each, params.load_tasks("tiny"))
+        each.write_record(runs.evaluation_stage("tiny"), {"suite": {"name": "tiny"}, "avg": 60 + number % 3})
     return found
 
 
