@@ -3,7 +3,6 @@
 # A rule declares one small record as its output, which its notebook writes last; models, caches and checkpoints are not
 # declared, so nothing here ever deletes them. A finished stage is read, an interrupted one goes on (see docs/architecture.md).
 # A study's runs leave committed records, declared as updated, which are never deleted either; what is on record gets no rules.
-import json
 import shlex
 
 from talas_lib import params, paths, plan, records, study_encoders
@@ -29,7 +28,7 @@ def papermill(notebook, label, values, part=""):
     executed = plan.executed(label, f"{notebook}{part}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     names = params.notebook_schema(notebook).names
-    given = shlex.quote(json.dumps({name: value for name, value in values.items() if name in names}))
+    given = shlex.quote(params.yaml_text({name: value for name, value in values.items() if name in names}))
     quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
     call = f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed}"
     return f"{call} -y {given} {quiet}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_the_graph_of_a_study(clone):
         assert f"python -m talas_lib.study_records keep study {run_id}" in said
     part = {"all": 1, "data": 1, "cache": 1, "train": 2, "evaluate": 2, "keep": 2, "compare": 1}
     assert kinds(planned("study", "tables=first", outputs=outputs, cwd=clone)) == part
+
+
+def test_commands_carry_a_preset_s_numbers_as_numbers(clone):
+    """YAML 1.1 takes 2e-05 for text, which is how Python and JSON write the paper's learning rate."""
+    preset(clone, "small", lr=2.0e-5, min_lr=2.0e-6, optimizer="adamw")
+    said = dry_run("small", outputs=clone / "outputs", cwd=clone)
+    lines = [shlex.split(line) for line in said.splitlines() if "papermill " in line and "03_train" in line]
+    given = [yaml.safe_load(line[line.index("-y") + 1]) for line in lines]
+    assert len(given) == 2
+    assert all((values["lr"], values["min_lr"]) == (2.0e-5, 2.0e-6) for values in given)
 
 
 def test_runs_wait_for_what_their_method_reads(clone):

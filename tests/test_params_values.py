@@ -10,7 +10,7 @@ import yaml
 from talas_lib import params
 from talas_lib.errors import TalasError
 from talas_lib.params.resolved import _Vocabulary
-from talas_lib.params.vocabulary import float_literal, literal, yaml_number
+from talas_lib.params.vocabulary import float_literal, literal, yaml_number, yaml_text
 
 
 def refusal(**values: Any) -> str:
@@ -128,6 +128,16 @@ def test_a_setting_the_optimizer_does_not_have_is_reported_and_changes_nothing()
 def test_floats_are_written_so_that_python_and_yaml_read_them(value: float, text: str) -> None:
     assert float_literal(value) == text
     assert yaml.safe_load(text) == value == float(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"lr": 2.0e-5, "grid": {"lr": [2e-05, 1e22, 0.5], "pair": [["a", {}], [None, True]]}}, "it's: {odd}", [], {}, 0],
+)
+def test_values_for_papermill_are_read_back_as_they_are(value: Any) -> None:
+    text = yaml_text(value)
+    assert "\n" not in text
+    assert yaml.safe_load(text) == value
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1.5E6", "2e3", "7", "0.5", "1.0e-4", "+3e-2"])

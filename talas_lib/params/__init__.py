@@ -30,7 +30,7 @@ from talas_lib.params.specs import (
     TaskSuiteSpec,
     TeacherSpec,
 )
-from talas_lib.params.vocabulary import VOCABULARY, Parameter
+from talas_lib.params.vocabulary import VOCABULARY, Parameter, yaml_text
 
 __all__ = [
     "RECIPE_VERSION",
@@ -72,4 +72,5 @@ __all__ = [
     "resolve",
     "resolve_source",
     "select_tables",
+    "yaml_text",
 ]

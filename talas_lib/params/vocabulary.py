@@ -6,9 +6,10 @@ the exception: every check here names the value, what is accepted, and what to w
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +219,17 @@ def yaml_number(text: str) -> str:
 def literal(value: Any) -> str:
     """A default as it is written in a parameters cell."""
     return float_literal(value) if isinstance(value, float) else repr(value).replace("'", '"')
+
+
+def yaml_text(value: Any) -> str:
+    """A value in one line that YAML 1.1 reads back as itself, for papermill's `-y`: JSON, but for numbers such as 2e-05, which
+    would be text.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)}: {yaml_text(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(yaml_text, value)) + "]"
+    return float_literal(value) if isinstance(value, float) else json.dumps(value)
 
 
 def reject_unknown(names: Iterable[str], notebook: str, used_here: Iterable[str]) -> None:
