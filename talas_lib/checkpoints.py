@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from talas_lib.errors import TalasError
+from talas_lib.files import replacing
 
 
 def save(
@@ -41,12 +41,8 @@ def save(
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     tensors = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
     meta = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "content": _content(tensors)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata=meta)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata=meta)
 
 
 def load(

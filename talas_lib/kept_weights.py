@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from talas_lib.errors import TalasError, listed
+from talas_lib.files import replacing
 
 _FILE = "weights.safetensors"
 
@@ -32,15 +32,8 @@ def save(folder: Path, epoch: int, states: Mapping[str, Mapping[str, Tensor]]) -
     tensors = {
         f"{name}.{key}": value.detach().cpu().contiguous() for name, s in states.items() for key, value in s.items()
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{_FILE}.{os.getpid()}")
-    try:
+    with replacing(file) as temporary:
         save_file(tensors, temporary, metadata={"epoch": str(epoch)})
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 

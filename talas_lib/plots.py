@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+
+from talas_lib.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,7 +200,5 @@ def ascent(table: pd.DataFrame) -> Figure:
 
 def save(figure: Figure, path: Path, *, dpi: int = 130) -> None:
     """Write a PNG in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, dpi=dpi, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")

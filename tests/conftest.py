@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,15 @@ def _users_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name, value in USERS.items():
         if value:
             monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One outputs folder for all tests of a module, which may share its runs."""
+    folder = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TALAS_OUTPUTS", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -45,15 +45,6 @@ TINY = params.load_tasks("tiny")
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """One folder of runs for the module: trained once, evaluated once on the tiny suite."""
-    folder = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TALAS_OUTPUTS", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def comparison(outputs):
     for cell in params.expand_grid(SMALL | {"grid": GRID}):
         assess.evaluate_run(stages.train_run(params.resolve("03_train", cell)), TINY)

@@ -99,20 +99,25 @@ def test_it_stops_with_all_that_the_step_began_with(make, optimizer, tmp_path):
     assert all(str(row) in message.split("corpus rows")[1] for row in rows)
     assert str(kept) in message
     assert "-p nonfinite skip" in message
-    clean, data = make()
+    leave_undisturbed_checkpoint(make, optimizer, last, step)
+    assert same(load_file(kept), load_file(last))
+    saved = {k: v for k, v in load_file(kept).items() if k.startswith(("student.", "heads."))}
+    assert same(saved, weights(objective))
+
+
+def leave_undisturbed_checkpoint(make, optimizer, file: Path, step: int) -> None:
+    """The checkpoint after so many steps of a training without a fault, stopped right after it was written."""
+    objective, data = make()
     with pytest.raises(KeyboardInterrupt):
         train(
-            clean,
+            objective,
             data,
             settings(optimizer),
-            checkpoint=last,
+            checkpoint=file,
             checkpoint_every=step,
             log_every=1,
             on_log=stop_at(step + 1),
         )
-    assert same(load_file(kept), load_file(last))
-    saved = {k: v for k, v in load_file(kept).items() if k.startswith(("student.", "heads."))}
-    assert same(saved, weights(objective))
 
 
 def stop_at(step: int) -> Any:
@@ -168,17 +173,7 @@ def test_found_later_it_is_the_same_step_and_no_weight_has_moved(make, optimizer
     last = tmp_path / "last.safetensors"
     with pytest.raises(TalasError, match=rf"tamd=nan.*step {step + 1} of 10"):
         train(objective, data, settings(optimizer), checkpoint=last, log_every=9, checkpoint_every=1000, probe_every=0)
-    clean, data = make()
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            clean,
-            data,
-            settings(optimizer),
-            checkpoint=last,
-            checkpoint_every=step,
-            log_every=1,
-            on_log=stop_at(step + 1),
-        )
+    leave_undisturbed_checkpoint(make, optimizer, last, step)
     assert same(load_file(tmp_path / f"diverged-step-{step + 1}.safetensors"), load_file(last))
     assert same({k: v for k, v in load_file(last).items() if k.startswith(("student.", "heads."))}, weights(objective))
 

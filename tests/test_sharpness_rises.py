@@ -45,9 +45,8 @@ def test_asam_sharpness_does_not_see_a_rescaling():
     assert lanczos(hvp_operator([loss], [a, b]), seed=0)[0].value > 2 * curvature
 
 
-def test_asam_sharpness_restores_the_weights():
-    weights = leaf(0.1, 0.7, 1e-9, -3.3, dtype=torch.float32)
-    original = weights.detach().clone()
+def loss_that_fails(weights):
+    """A loss that gives up at its fourth call, and the weights at each call."""
     calls = []
 
     def loss():
@@ -56,6 +55,13 @@ def test_asam_sharpness_restores_the_weights():
             raise RuntimeError("out of memory")
         return weights.exp().sum()
 
+    return loss, calls
+
+
+def test_asam_sharpness_restores_the_weights():
+    weights = leaf(0.1, 0.7, 1e-9, -3.3, dtype=torch.float32)
+    original = weights.detach().clone()
+    loss, calls = loss_that_fails(weights)
     with pytest.raises(RuntimeError, match="out of memory"):
         asam_sharpness([loss], [weights], rho=0.3)
     assert not torch.equal(calls[-1], original)  # it failed at the perturbed weights
@@ -166,14 +172,7 @@ def test_random_directions_are_fixed_by_the_seed_and_seldom_the_worst():
 def test_random_rise_restores_the_weights_and_refuses_nonsense():
     weights = leaf(0.1, 0.7, -3.3, dtype=torch.float32)
     original = weights.detach().clone()
-    calls = []
-
-    def loss():
-        calls.append(weights.detach().clone())
-        if len(calls) == 4:
-            raise RuntimeError("out of memory")
-        return weights.exp().sum()
-
+    loss, calls = loss_that_fails(weights)
     with pytest.raises(RuntimeError, match="out of memory"):
         random_rise([loss], [weights], 0.5, seed=0)
     assert not torch.equal(calls[-1], original)

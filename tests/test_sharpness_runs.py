@@ -51,14 +51,6 @@ def asked(run, **changes):
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TALAS_OUTPUTS", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def run(outputs):
     """AdamW with the weights of epochs 1 and 2 kept."""
     return stages.train_run(training(optimizer="adamw", seed=1, keep_epochs=[1, 2, 3]))
