@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Encoder(nn.Module):
             return self.states_padded(ids, layout, attention)
         watch = {self.num_layers + block: block for block in attention}
         found: dict[int, Tensor] = {}
-        layout = Layout(layout.lengths, layout.longest, self.bidirectional, watch=(watch, found))
+        layout = replace(layout, bidirectional=self.bidirectional, watch=(watch, found))
         out = self.model(
             input_ids=ids[None],
             position_ids=self._positions(layout)[None],

@@ -8,7 +8,7 @@ a sentence begins and ends, and `packed_attention` gives it that. The vectors eq
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -61,18 +61,20 @@ class TokenSequences:
 class Layout:
     """Where the sentences of a packed batch lie. lengths: int64 `[B]`, on the device of the batch.
 
-    `longest` is a plain int, so that building a layout on the CPU and moving it to a GPU needs no synchronisation. watch: blocks
-    whose attention weights are wanted, as block number to name, and the mapping that receives them by that name.
+    `longest` and `total`, the number of tokens, are plain ints: a layout built on the CPU and moved to a GPU never makes the CPU
+    wait for it. A `total` of None is computed when it is needed. watch: blocks whose attention weights are wanted, as block number
+    to name, and the mapping that receives them by that name.
     """
 
     lengths: Tensor
     longest: int
     bidirectional: bool = False
+    total: int | None = None
     watch: tuple[Mapping[int, int], dict[int, Tensor]] | None = None
 
     @classmethod
     def of(cls, lengths: Tensor, *, bidirectional: bool = False) -> Layout:
-        return cls(lengths, int(lengths.max()), bidirectional)
+        return cls(lengths, int(lengths.max()), bidirectional, int(lengths.sum()))
 
     @cached_property
     def starts(self) -> Tensor:
@@ -83,7 +85,7 @@ class Layout:
     def sentence(self) -> Tensor:
         """Sentence number of each token, `[T]`."""
         count = torch.arange(len(self.lengths), device=self.lengths.device)
-        return torch.repeat_interleave(count, self.lengths)
+        return torch.repeat_interleave(count, self.lengths, output_size=self.total)
 
     @cached_property
     def position(self) -> Tensor:
@@ -118,7 +120,7 @@ class Layout:
         return _Unpad.apply(grid.flatten(0, 1), self.cell)
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(self.lengths.to(device, non_blocking=True), self.longest, self.bidirectional)
+        return replace(self, lengths=self.lengths.to(device, non_blocking=True), watch=None)
 
     @cached_property
     def groups(self) -> tuple[Layout, ...]:
@@ -158,11 +160,12 @@ class Layout:
         if not fillers:
             return ids, self
         lengths = torch.cat([self.lengths, torch.tensor(fillers, device=self.lengths.device)])
-        return torch.cat([ids, ids[:1].expand(missing)]), Layout(lengths, self.longest, self.bidirectional, self.watch)
+        return torch.cat([ids, ids[:1].expand(missing)]), replace(self, lengths=lengths, total=len(ids) + missing)
 
     def twice(self) -> tuple[Layout, Tensor]:
         """The layout with every sentence doubled in place (1, 1, 2, 2, ...), and where its tokens come from, `[2 T]`."""
-        double = Layout(self.lengths.repeat_interleave(2), self.longest, self.bidirectional)
+        total = None if self.total is None else 2 * self.total
+        double = replace(self, lengths=self.lengths.repeat_interleave(2), total=total, watch=None)
         return double, self.starts.repeat_interleave(2)[double.sentence] + double.position
 
 
