@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib import params, spread, study_records
+from talas_lib import params, spread
 from talas_lib.comparison import averages_of, unseen_scores
-from talas_lib.study_blocks import Block, Study
-from talas_lib.study_cells import Cell
+from talas_lib.study import on_record
+from talas_lib.study.blocks import Block, Study
+from talas_lib.study.wanted import Cell
 from talas_lib.uncertainty import mean_and_sd
 
 TUNE = "tune"  # the table that chooses a method's learning rate and pooling
@@ -63,7 +64,7 @@ def runs_table(study: Study) -> pd.DataFrame:
                     dict.fromkeys(cell.table for cell in cells if suite in cell.suites)
                 )
     for name, tables in sorted(referred.items()):
-        reference = study_records.read_reference(study.report, name)
+        reference = on_record.read_reference(study.report, name)
         rows += _reference_rows(study, name, list(tables), reference) if reference is not None else []
     for name, encoder, of_tables in _encoders(study):
         rows += _reference_rows(study, name, of_tables, encoder)
@@ -155,7 +156,7 @@ def block_table(block: Block, resampled: pd.DataFrame | None = None) -> pd.DataF
 
     Columns: row, kind, n, seeds, missing (seeds not on record); for each task, average, `avg unseen`, task of the suites beside
     and `train min` the mean, and `<name> sd` over the seeds (empty for one); DIFFERENCES of avg to the table's baseline: over
-    paired seeds with Student's 95 % interval, and 95 % bounds and p over test items from `resampled` (see study_bootstrap).
+    paired seeds with Student's 95 % interval, and 95 % bounds and p over test items from `resampled` (see resampling).
     """
     rows = [{"row": label, "kind": REFERENCE, **_values(block, record)} for label, record in _references(block).items()]
     for name, record in block.encoders.items():

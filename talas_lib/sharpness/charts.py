@@ -43,7 +43,7 @@ def over_epochs(
 ) -> Figure:
     """A quantity over the epochs, a line an optimizer (mean over its seeds), a point a seed.
 
-    table: rows of `sharpness_study.table` with a column `label`. paper: columns epoch and one an optimizer, drawn in a panel of
+    table: rows of `sharpness.table4.table` with a column `label`. paper: columns epoch and one an optimizer, drawn in a panel of
     its own, since only ratio and order can be compared.
     """
     rows = table[(table["quantity"] == quantity) & (table["epoch"] > 0)]
@@ -173,7 +173,7 @@ def planes(found: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def between(lines: Mapping[str, Mapping[str, Any]], names: tuple[str, str] = ("first", "second")) -> Figure:
-    """Loss on the way from one solution (0) to another (1); records of `sharpness_stage.line_between` by label."""
+    """Loss on the way from one solution (0) to another (1); records of `sharpness.stage.line_between` by label."""
     figure, grid = _panels(1, 1, 7, 4)
     axes = grid[0][0]
     barriers = []

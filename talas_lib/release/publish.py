@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talas_lib import agreement, export, model_card, model_folders, onnx_export, runs, stages
+from talas_lib import agreement, export, model_folders, runs, stages
 from talas_lib.errors import TalasError
+from talas_lib.release import model_card, onnx_files
 from talas_lib.texts import distinct, hash_order
 
 if TYPE_CHECKING:
     from talas_lib.encoders import Encoder
     from talas_lib.reduction import Components
 
-FORMS = {"fp32": onnx_export.MODEL, "int8": onnx_export.INT8}
+FORMS = {"fp32": onnx_files.MODEL, "int8": onnx_files.INT8}
 FIT, COMPARED = 5_000, 1_000
 
 
@@ -80,7 +81,7 @@ class Export:
 
     @property
     def static(self) -> bool:
-        return onnx_export.is_static(self.folder)
+        return onnx_files.is_static(self.folder)
 
 
 def export_run(run: runs.Run, *, unseen: str | None = None, dim: int | None = None) -> Export:
@@ -92,7 +93,7 @@ def export_run(run: runs.Run, *, unseen: str | None = None, dim: int | None = No
     """
     if run.status != "finished":
         raise TalasError(f"run {run.id} has not finished training; run notebooks/03_train.ipynb with its parameters")
-    onnx_export.require()
+    onnx_files.require()
     e = Export(run, run.folder / "export", *_texts(run, unseen), dim)
     staging = Path(tempfile.mkdtemp(prefix=".export.", dir=run.folder))
     try:
@@ -100,8 +101,8 @@ def export_run(run: runs.Run, *, unseen: str | None = None, dim: int | None = No
         shutil.copytree(run.folder / "model", inner, ignore=shutil.ignore_patterns(export.HEADS_FILE))
         if dim is not None:
             inner = _with_directions(e, inner, staging / "shorter", dim)
-        if not onnx_export.is_static(inner):
-            onnx_export.quantize(onnx_export.export_onnx(inner))
+        if not onnx_files.is_static(inner):
+            onnx_files.quantize(onnx_files.export_onnx(inner))
         export.replace_folder(inner, e.folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -163,7 +164,7 @@ def check_loads(e: Export, count: int = 64) -> dict[str, float]:
 
 
 def _by_onnx_runtime(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    return onnx_export.OnnxEncoder(folder).encode(texts)
+    return onnx_files.OnnxEncoder(folder).encode(texts)
 
 
 def forms(e: Export, *, rounds: int = 5) -> dict[str, dict[str, float]]:
@@ -174,15 +175,15 @@ def forms(e: Export, *, rounds: int = 5) -> dict[str, dict[str, float]]:
     import torch
 
     threads = torch.get_num_threads()
-    encoders: dict[str, onnx_export.Encode] = {"torch": e.encode}
+    encoders: dict[str, onnx_files.Encode] = {"torch": e.encode}
     sizes = {"torch": _megabytes([*e.folder.glob("*.safetensors"), *e.folder.glob("[0-9]*/*.safetensors")])}
     for name, file in FORMS.items() if not e.static else ():
-        encoders[f"ONNX {name}"] = onnx_export.OnnxEncoder(e.folder, file, threads=threads).encode
-        sizes[f"ONNX {name}"] = _megabytes([e.folder / onnx_export.ONNX_FOLDER / file])
-    taken = onnx_export.speeds(encoders, e.texts[:128], rounds=rounds)
+        encoders[f"ONNX {name}"] = onnx_files.OnnxEncoder(e.folder, file, threads=threads).encode
+        sizes[f"ONNX {name}"] = _megabytes([e.folder / onnx_files.ONNX_FOLDER / file])
+    taken = onnx_files.speeds(encoders, e.texts[:128], rounds=rounds)
     vectors = {name: e.vectors if name == "torch" else encode(e.texts) for name, encode in encoders.items()}
     return {
-        name: {"size_mb": sizes[name], **onnx_export.parity(e.vectors, vectors[name]), **taken[name]}
+        name: {"size_mb": sizes[name], **onnx_files.parity(e.vectors, vectors[name]), **taken[name]}
         for name in encoders
     }
 
@@ -226,9 +227,9 @@ def loading_lines(folder: str, needs_talas: bool, static: bool) -> str:
     ]
     if not static:
         lines += [
-            "# ONNX Runtime alone, see talas_lib/onnx_export.py:",
-            "from talas_lib.onnx_export import OnnxEncoder",
-            f'OnnxEncoder(Path("{folder}"), "{onnx_export.INT8}").encode(["a sentence"])',
+            "# ONNX Runtime alone, see talas_lib/release/onnx_files.py:",
+            "from talas_lib.release.onnx_files import OnnxEncoder",
+            f'OnnxEncoder(Path("{folder}"), "{onnx_files.INT8}").encode(["a sentence"])',
         ]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from talas_lib.params import TaskSuiteSpec
-    from talas_lib.publish import Export
+    from talas_lib.release.publish import Export
 
 NARROWEST = 16
 Shorten = Callable[[np.ndarray], np.ndarray]

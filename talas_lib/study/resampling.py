@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from talas_lib import spread, study_records
+from talas_lib import spread
 from talas_lib.errors import TalasError
 from talas_lib.files import atomic_write_text
+from talas_lib.study import on_record
 
 if TYPE_CHECKING:
-    from talas_lib.study_blocks import Block
+    from talas_lib.study.blocks import Block
 
 RESAMPLES = 1000
 _VALUES = ["difference", "low", "high", "p", "n", "seeds"]
@@ -70,7 +71,7 @@ def _items_there(block: Block, label: str) -> bool:
 
 
 def _file(block: Block) -> Path:
-    return study_records.folder(block.report) / "bootstrap" / f"{block.table.name}.csv"
+    return on_record.folder(block.report) / "bootstrap" / f"{block.table.name}.csv"
 
 
 def _read(file: Path) -> pd.DataFrame:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from talas_lib import plots, study_paper
-from talas_lib.study_blocks import Block
-from talas_lib.study_tables import AVERAGES, MINUTES, OWN, REFERENCE
+from talas_lib import plots
+from talas_lib.study import paper_tables
+from talas_lib.study.blocks import Block
+from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def curves(setting: str, words: str, blocks: Sequence[tuple[Block, pd.DataFrame]
     """
     panels = [_own_curve(setting, block, table) for block, table in blocks]
     for name in papers:
-        for pair, values, numbers in study_paper.curves(name, setting):
+        for pair, values, numbers in paper_tables.curves(name, setting):
             panels.append(Curve(f"the paper, {pair}", values, numbers, {}, ours=False))
     figure, grid = _panels(len(panels), 3.9 * len(panels) + 0.6, 4.0)
     for axes, panel in zip(grid, panels, strict=True):

@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib import bench, estimates, params, plan, records, study_encoders
+from talas_lib import bench, params, records
 from talas_lib.errors import TalasError
-from talas_lib.estimates import Machine, Rates
+from talas_lib.graph import estimates, plan
+from talas_lib.graph.estimates import Machine, Rates
 from talas_lib.params import ResolvedParams
+from talas_lib.study import ready_made
 
 # rows of corpora that are files, for where they are not there; their files under params/corpora say the same
 _ROWS = {"talas15k": 14_760}
@@ -78,7 +80,7 @@ def _done(of: plan.Plan) -> _Done:
 
 
 def _kept_encoders(of: plan.Plan) -> frozenset[str]:
-    return frozenset(encoder.name for encoder in of.encoders if study_encoders.is_kept(of, encoder))
+    return frozenset(encoder.name for encoder in of.encoders if ready_made.is_kept(of, encoder))
 
 
 def sentences(p: ResolvedParams) -> int:

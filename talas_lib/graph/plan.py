@@ -111,9 +111,9 @@ class Plan:
         """
         if not self.is_study:
             return {run.run_id: run.suites for run in self.runs}
-        from talas_lib import study_records
+        from talas_lib.study import on_record
 
-        missing = {run_id: tuple(suites) for run_id, _, suites in study_records.missing(self.values)}
+        missing = {run_id: tuple(suites) for run_id, _, suites in on_record.missing(self.values)}
         return {run.run_id: missing[run.run_id] for run in self.runs if run.run_id in missing}
 
     def record_file(self, run_id: str) -> Path:

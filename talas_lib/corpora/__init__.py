@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talas_lib.corpus_file import source_of, word_quantiles
-from talas_lib.corpus_parts import draw_parts
+from talas_lib.corpora.file_report import source_of, word_quantiles
+from talas_lib.corpora.parts import draw_parts
 from talas_lib.errors import TalasError, did_you_mean, listed
 from talas_lib.texts import comparison_key, content_sha256, distinct, hash_order, read_rows, text_fields
 from talas_lib.tiny_texts import tiny_sentences

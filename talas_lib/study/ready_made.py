@@ -1,6 +1,6 @@
 """Ready-made encoders in a study's tables: scored as they are, and kept among the study's records.
 
-python -m talas_lib.study_encoders PRESET NAME
+python -m talas_lib.study.ready_made PRESET NAME
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from talas_lib import params, plan, study_cells, study_records
+from talas_lib import params
 from talas_lib.errors import TalasError, did_you_mean, listed
+from talas_lib.graph import plan
+from talas_lib.study import on_record, wanted
 
 
 def record_file(of: plan.Plan, name: str) -> Path:
     """Where the record of an encoder lies."""
-    return study_records.folder(of.report) / "encoders" / f"{name}.json"
+    return on_record.folder(of.report) / "encoders" / f"{name}.json"
 
 
 def is_kept(of: plan.Plan, encoder: plan.PlannedEncoder) -> bool:
     """Whether the encoder's scores on its suite are on record as they are made today. Raises TalasError for a damaged record."""
-    record = study_records.read_reference(of.report, encoder.name, "encoders")
+    record = on_record.read_reference(of.report, encoder.name, "encoders")
     same = record is not None and record["suite"]["name"] == encoder.suite
-    return same and study_cells.is_current(record, encoder.suite, encoder.precision)
+    return same and wanted.is_current(record, encoder.suite, encoder.precision)
 
 
 def keep(preset: str, name: str) -> Path:
@@ -46,7 +48,7 @@ def keep(preset: str, name: str) -> Path:
         seen={comparison_key(text) for text in corpus.texts},
         progress=display.progress(f"encoding for {encoder.suite}"),
     )
-    return study_records.keep_encoder(of.values, name, record, what.identity)
+    return on_record.keep_encoder(of.values, name, record, what.identity)
 
 
 def _find(of: plan.Plan, name: str) -> plan.PlannedEncoder:
@@ -60,7 +62,7 @@ def _find(of: plan.Plan, name: str) -> plan.PlannedEncoder:
 
 def main(arguments: list[str] | None = None) -> int:
     """Score one encoder; 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.study_encoders", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m talas_lib.study.ready_made", description=__doc__)
     parser.add_argument("preset", help="a file of params/presets with tables")
     parser.add_argument("name", help="an encoder of one of them, a file of params/teachers")
     chosen = parser.parse_args(arguments)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib.study_blocks import Block
-from talas_lib.study_tables import OWN, REFERENCE, is_empty, tasks_of
+from talas_lib.study.blocks import Block
+from talas_lib.study.tabulation import OWN, REFERENCE, is_empty, tasks_of
 from talas_lib.uncertainty import mean_and_sd
 
 _KINDS = {
@@ -25,13 +25,13 @@ _EQUAL = 0.005  # points that two digits do not show
 _APART, _TOGETHER, _OPEN = "tell them apart", "do not tell them apart", "say nothing"
 
 
-Row = Mapping[Any, Any]  # a row of study_tables.block_table
+Row = Mapping[Any, Any]  # a row of tabulation.block_table
 
 
 def finding(block: Block, table: pd.DataFrame) -> str:
     """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart.
 
-    table: of this block (study_tables.block_table).
+    table: of this block (tabulation.block_table).
     """
     rows = table.to_dict("records")
     own = [row for row in rows if row["kind"] == OWN and row["n"] > 0]
@@ -152,7 +152,7 @@ def seeds_elsewhere(block: Block, others: Iterable[Block]) -> str:
 
 
 def tuning(settings: pd.DataFrame) -> str:
-    """What was chosen for each method, and which settings are not on record. settings: see study_tables.choose."""
+    """What was chosen for each method, and which settings are not on record. settings: see tabulation.choose."""
     parts = [
         f"{row['method']} + {row['optimizer']}: lr {row['lr']:g}, {row['pooling']} pooling ({row['criterion']:.2f})"
         for row in settings[settings["chosen"]].to_dict("records")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from talas_lib import paths, plan
+from talas_lib import paths
 from talas_lib.errors import TalasError
+from talas_lib.graph import plan
 
 
 def run(of: plan.Plan, tables: Iterable[str], cores: int, *, keep_going: bool) -> int:
@@ -53,12 +54,12 @@ def outdated(of: plan.Plan) -> list[str]:
 
 def _is_old(file: Path, suite: str, precision: str) -> bool:
     """Whether scores are there that are not those of today's evaluation."""
-    from talas_lib import study_cells
+    from talas_lib.study import wanted
 
     if not file.is_file():
         return False  # Snakemake sees that
     try:
-        return not study_cells.is_current(json.loads(file.read_text(encoding="utf-8")), suite, precision)
+        return not wanted.is_current(json.loads(file.read_text(encoding="utf-8")), suite, precision)
     except (ValueError, KeyError, TypeError):
         return True
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talas_lib import landscape, loss_gap, stages
+from talas_lib import landscape, stages
 from talas_lib.errors import TalasError
 from talas_lib.fixed_objective import FixedObjective, fixed_objective, fixed_rows
 from talas_lib.hessian import hvp_operator, value_and_gradient
 from talas_lib.loss_rise import asam_sharpness, random_rise
 from talas_lib.methods.base import Objective
-from talas_lib.sharpness import SharpnessResult, measure_sharpness, rise_rows
+from talas_lib.sharpness import loss_gap
+from talas_lib.sharpness.estimators import SharpnessResult, measure_sharpness, rise_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

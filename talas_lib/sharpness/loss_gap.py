@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from talas_lib import hold_out, sources, stages
+from talas_lib import sources, stages
+from talas_lib.corpora import hold_out
 from talas_lib.errors import TalasError
 from talas_lib.fixed_objective import fixed_rows
 from talas_lib.methods.base import Objective

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from talas_lib.corpora.split_files import split_rows, with_text
 from talas_lib.errors import TalasError
-from talas_lib.split_files import split_rows, with_text
 from talas_lib.texts import comparison_key, hash_order, text_fields
 
 if TYPE_CHECKING:

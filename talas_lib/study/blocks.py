@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from talas_lib import item_results, params, runs, study_cells, study_records
+from talas_lib import item_results, params, runs
 from talas_lib.comparison import OF_OPTIMIZER, Comparison
 from talas_lib.errors import TalasError
+from talas_lib.study import on_record, wanted
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from talas_lib.params import ResolvedParams, Table
-    from talas_lib.study_cells import Cell
+    from talas_lib.study.wanted import Cell
 
 _OF_PAIR = ("student", "teacher_names")  # named above a block, not in its labels
 
@@ -63,7 +64,7 @@ class Block(Comparison):
         if record["suite"] != first["suite"]:
             raise TalasError(
                 f"runs {self.members[0].id} and {self.members[index].id} are on record with other data or another evaluation of"
-                f" {self.suite}: delete the older record below {study_records.folder(self.report)} and make it again"
+                f" {self.suite}: delete the older record below {on_record.folder(self.report)} and make it again"
             )
         return record
 
@@ -80,9 +81,9 @@ class Block(Comparison):
         return {}
 
     def _reference(self, name: str) -> dict[str, Any]:
-        found = study_records.read_reference(self.report, name)
+        found = on_record.read_reference(self.report, name)
         if found is None:
-            file = study_records.folder(self.report) / "references" / f"{name}.json"
+            file = on_record.folder(self.report) / "references" / f"{name}.json"
             raise TalasError(f"{file} is not there, which a record names: restore it from the repository")
         return found
 
@@ -101,17 +102,17 @@ class Block(Comparison):
         """Results by test item, where the run's own folder still holds those of the recorded evaluation; else TalasError."""
         run, suite = self.members[index], self.evaluation(index)["suite"]
         recorded = run.evaluation(suite["name"])
-        if recorded is None or study_records.shortened(recorded["suite"]) != suite:
+        if recorded is None or on_record.shortened(recorded["suite"]) != suite:
             raise TalasError(
                 f"the results by item of run {run.id} are gone or belong to another evaluation than its record"
             )
         return item_results.load(run.items_file(suite["name"]), recorded["suite"])
 
     def item_differences(self, baseline: str | None = None, *, progress: Any = None) -> pd.DataFrame:
-        """The kept bootstrap (see study_bootstrap)."""
-        from talas_lib import study_bootstrap
+        """The kept bootstrap (see resampling)."""
+        from talas_lib.study import resampling
 
-        return study_bootstrap.update(self, baseline or self.baseline, progress=progress)
+        return resampling.update(self, baseline or self.baseline, progress=progress)
 
     # ---- labels
 
@@ -220,9 +221,9 @@ class Study:
             raise TalasError(
                 "these parameters have no `tables`, so they are no study: see params/presets/cpu-study.yaml"
             )
-        report = study_records.report_of(values)
-        known = study_records.read_runs(report)
-        return cls(report, values, tuple(study_cells.cells(values, known)), known, params.expand_tables(values))
+        report = on_record.report_of(values)
+        known = on_record.read_runs(report)
+        return cls(report, values, tuple(wanted.cells(values, known)), known, params.expand_tables(values))
 
     @property
     def lacking(self) -> dict[str, list[str]]:
@@ -237,7 +238,7 @@ class Study:
     @cached_property
     def blocks(self) -> dict[str, tuple[Block, ...]]:
         """The blocks of each table, in the order of its cells."""
-        base = study_cells.resolve({name: value for name, value in self.values.items() if name != "tables"})
+        base = wanted.resolve({name: value for name, value in self.values.items() if name != "tables"})
         return {table.name: tuple(self._blocks(table, base)) for table in self.tables}
 
     def _blocks(self, table: Table, base: ResolvedParams) -> Iterator[Block]:
@@ -268,5 +269,5 @@ class Study:
 
     def _encoder(self, name: str, cell: Cell) -> dict[str, Any] | None:
         """An encoder's record, None where there is none as the table's runs are scored today."""
-        record = study_records.read_reference(self.report, name, "encoders")
-        return record if study_cells.is_current(record, cell.suites[0], cell.precision) else None
+        record = on_record.read_reference(self.report, name, "encoders")
+        return record if wanted.is_current(record, cell.suites[0], cell.precision) else None

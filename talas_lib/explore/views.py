@@ -1,6 +1,6 @@
 """What notebook 08 shows of a run: functions from a `View` and plain settings to a table or a drawing.
 
-They know nothing of widgets: a cell that calls one shows a static figure, with or without a browser; `explore_widgets` calls
+They know nothing of widgets: a cell that calls one shows a static figure, with or without a browser; `controls` calls
 the same ones again while a slider moves. What takes longer than drawing is computed once and kept in the view.
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from talas_lib import agreement, drawings, runs
-from talas_lib.drawings import Drawing
+from talas_lib import agreement, runs
 from talas_lib.errors import TalasError, listed
+from talas_lib.explore import drawings
+from talas_lib.explore.drawings import Drawing
 from talas_lib.texts import distinct, hash_order
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def corpus_map(view: View, model: str = TRAINED, how: str = LAYOUTS[0], query: s
 
 def ascents(view: View, kind: str = "asam") -> pd.DataFrame:
     """`ascent.ascent_by_rho` of the view's run with SAM or ASAM at the `radii`, computed once."""
-    from talas_lib import ascent
+    from talas_lib.explore import ascent
     from talas_lib.sharpness_aware import Perturbation
 
     own = view.run.params.optimizer_spec
@@ -258,7 +259,7 @@ def ascents(view: View, kind: str = "asam") -> pd.DataFrame:
 
 def radii(view: View) -> list[float]:
     """The radii to look at, ascending, the run's own among them."""
-    from talas_lib import ascent
+    from talas_lib.explore import ascent
 
     own = view.run.params.optimizer_spec.rho
     return sorted({*ascent.RHOS, *([own] if own is not None else [])})

@@ -1,4 +1,4 @@
-"""Controls around the functions of `explore`, for notebook 08: move one, and the figure is drawn again.
+"""Controls around the functions of `views`, for notebook 08: move one, and the figure is drawn again.
 
 Where nobody can move anything (papermill, nbclient), a panel is the figure itself with the first values of its controls.
 """
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from talas_lib import display, explore
+from talas_lib import display
 from talas_lib.errors import TalasError
+from talas_lib.explore import views
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
 
-    from talas_lib.explore import View
+    from talas_lib.explore.views import View
 
 WIDE = {"description_width": "initial"}
 
@@ -69,7 +70,7 @@ def neighbours(view: View, query: str | None = None, *, watched: bool | None = N
         "query": Text(query or view.texts[0], description="sentence", continuous_update=False, layout={"width": "60%"}),
         "count": IntSlider(8, 3, min(25, len(view.texts) - 1), description="neighbours", continuous_update=False),
     }
-    return panel(lambda query, count: explore.neighbours(view, query, count), controls, watched=watched)
+    return panel(lambda query, count: views.neighbours(view, query, count), controls, watched=watched)
 
 
 def relations(view: View, *, watched: bool | None = None) -> Any:
@@ -82,7 +83,7 @@ def relations(view: View, *, watched: bool | None = None) -> Any:
         "size": IntSlider(min(12, most), 4, most, description="sentences", continuous_update=False),
         "centred": Checkbox(False, description="less their mean"),
     }
-    return panel(lambda **chosen: explore.relations(view, **chosen), controls, watched=watched)
+    return panel(lambda **chosen: views.relations(view, **chosen), controls, watched=watched)
 
 
 def corpus_map(view: View, *, watched: bool | None = None) -> Any:
@@ -90,11 +91,11 @@ def corpus_map(view: View, *, watched: bool | None = None) -> Any:
     from ipywidgets import Dropdown, Text
 
     controls = {
-        "model": _choice(Dropdown, explore.TRAINED, list(view.vectors), "model"),
-        "how": _choice(Dropdown, explore.LAYOUTS[0], explore.LAYOUTS, "map"),
+        "model": _choice(Dropdown, views.TRAINED, list(view.vectors), "model"),
+        "how": _choice(Dropdown, views.LAYOUTS[0], views.LAYOUTS, "map"),
         "query": Text("", description="ring those near", continuous_update=False, style=WIDE, layout={"width": "40%"}),
     }
-    return panel(lambda **chosen: explore.corpus_map(view, **chosen), controls, watched=watched)
+    return panel(lambda **chosen: views.corpus_map(view, **chosen), controls, watched=watched)
 
 
 def effect_of_rho(view: View, *, watched: bool | None = None) -> Any:
@@ -103,14 +104,14 @@ def effect_of_rho(view: View, *, watched: bool | None = None) -> Any:
 
     own = view.run.params.optimizer_spec
     kind = "sam" if own.kind in ("sam", "disam") else "asam"
-    rhos = explore.radii(view)
+    rhos = views.radii(view)
     options = [(f"{rho:g}", rho) for rho in rhos]
     start = own.rho if own.rho is not None else 0.5
     controls = {
         "rho": SelectionSlider(options=options, value=start, description="rho"),
         "kind": _choice(Dropdown, kind, ("asam", "sam"), "perturbation"),
     }
-    return panel(lambda **chosen: explore.effect_of_rho(view, **chosen), controls, watched=watched)
+    return panel(lambda **chosen: views.effect_of_rho(view, **chosen), controls, watched=watched)
 
 
 def gains(view: View, *, watched: bool | None = None) -> Any:
@@ -121,12 +122,12 @@ def gains(view: View, *, watched: bool | None = None) -> Any:
     suites = list(view.run.evaluations())
     if not suites:
         return Markdown(f"{view.run.id} has not been scored yet: [04_evaluate](04_evaluate.ipynb) does that.")
-    bases = list(explore.bases())
+    bases = list(views.bases())
     controls = {
         "suite": _choice(Dropdown, suites[-1], suites, "suite"),
         "base": _choice(Dropdown, bases[0], bases, "against"),
     }
-    return panel(lambda **chosen: explore.gains(view.run, **chosen), controls, watched=watched)
+    return panel(lambda **chosen: views.gains(view.run, **chosen), controls, watched=watched)
 
 
 def _choice(kind: Any, value: str, options: Sequence[str], description: str) -> Any:

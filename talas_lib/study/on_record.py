@@ -5,7 +5,7 @@
     results/<report>/encoders/<name>.json      an encoder that is only evaluated, in the form of a reference
 
 A study is a preset with `tables`. `missing` says what is not on record yet, `keep` records a finished run. Torch-free:
-`python -m talas_lib.study_records keep PRESET RUN_ID` is ready in about a second.
+`python -m talas_lib.study.on_record keep PRESET RUN_ID` is ready in about a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from talas_lib import params, paths, runs
 from talas_lib.errors import TalasError
 from talas_lib.files import atomic_write_json
-from talas_lib.study_cells import cells, is_current
+from talas_lib.study.wanted import cells, is_current
 
 __all__ = [
     "cells",
@@ -286,7 +286,7 @@ def _refused(file: Path, why: str) -> TalasError:
 
 def main(arguments: list[str] | None = None) -> int:
     """`keep PRESET RUN_ID`; the exit code is 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.study_records", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m talas_lib.study.on_record", description=__doc__)
     parser.add_argument("action", choices=["keep"], help="record a finished run among the study's results")
     parser.add_argument("preset", help="a file of params/presets with `tables`")
     parser.add_argument("run_id", help="the run to keep")

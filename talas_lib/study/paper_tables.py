@@ -18,7 +18,7 @@ from talas_lib.comparison import REFERENCE_LABELS
 from talas_lib.errors import TalasError, did_you_mean, listed
 
 if TYPE_CHECKING:
-    from talas_lib.study_blocks import Block
+    from talas_lib.study.blocks import Block
 
 _SETTINGS = ("num_anchor_layers", "lasd_pairs")
 _NUMBER = ("teacher", "student", "row", "column", "printed", "corrected", "error")

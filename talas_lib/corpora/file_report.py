@@ -1,6 +1,6 @@
 """What stands in a file of sentences, whether or not it can be trained on: columns, empty lines, repeats, lengths, sources.
 
-python -m talas_lib.corpus_file my_sentences.csv --text-column body
+python -m talas_lib.corpora my_sentences.csv --text-column body
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from talas_lib.corpora.split_files import with_text
 from talas_lib.errors import TalasError, listed
-from talas_lib.split_files import with_text
 from talas_lib.texts import Row, comparison_key, is_table, lines_of, read_rows
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -116,9 +116,7 @@ def _shown(title: str, repeats: Sequence[Repeat]) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The report on a file, for a terminal."""
-    parser = argparse.ArgumentParser(
-        prog="python -m talas_lib.corpus_file", description="report on a file of sentences"
-    )
+    parser = argparse.ArgumentParser(prog="python -m talas_lib.corpora", description="report on a file of sentences")
     parser.add_argument("file", type=Path)
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--source-column", default="source")
@@ -127,7 +125,3 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{inspect_file(given.file.expanduser(), given.text_column, given.source_column)}\n")
     except TalasError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

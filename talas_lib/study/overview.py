@@ -17,21 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from talas_lib import (
-    paths,
-    plots,
-    study_bootstrap,
-    study_figures,
-    study_pages,
-    study_records,
-    study_tables,
-    study_words,
-)
+from talas_lib import paths, plots
 from talas_lib.errors import TalasError
 from talas_lib.files import atomic_write_json, atomic_write_text
-from talas_lib.study_blocks import Block, Study
-from talas_lib.study_records import keep, missing
-from talas_lib.study_tables import TUNE, choose
+from talas_lib.study import charts, markdown, on_record, resampling, tabulation, wording
+from talas_lib.study.blocks import Block, Study
+from talas_lib.study.on_record import keep, missing
+from talas_lib.study.tabulation import TUNE, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +52,7 @@ def first_block(values: Mapping[str, Any]) -> Block:
                 return block
     raise TalasError(
         f"study {study.report} has no run on record: `python -m talas_lib {study.report}` makes and keeps them"
-        f" ({study_records.folder(study.report)})"
+        f" ({on_record.folder(study.report)})"
     )
 
 
@@ -73,8 +65,8 @@ class Report:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """Every run, tidy (study_tables.runs_table)."""
-        return study_tables.runs_table(self.study)
+        """Every run, tidy (tabulation.runs_table)."""
+        return tabulation.runs_table(self.study)
 
     @cached_property
     def blocks(self) -> dict[str, list[tuple[Block, pd.DataFrame]]]:
@@ -84,8 +76,8 @@ class Report:
         }
 
     def _rows(self, name: str, block: Block) -> pd.DataFrame:
-        resampled = None if name == TUNE else study_bootstrap.update(block, block.baseline, progress=self.progress)
-        return study_tables.block_table(block, resampled)
+        resampled = None if name == TUNE else resampling.update(block, block.baseline, progress=self.progress)
+        return tabulation.block_table(block, resampled)
 
     @cached_property
     def tuning(self) -> pd.DataFrame | None:
@@ -97,7 +89,7 @@ class Report:
         """Each table as it is written, numbers to four decimals: its blocks below one another, the tuning one by settings."""
         found = {name: _joined(blocks).round(4) for name, blocks in self.blocks.items() if name != TUNE}
         if self.tuning is not None:
-            scores = dict.fromkeys((*study_tables.CRITERION, "criterion"), 4)
+            scores = dict.fromkeys((*tabulation.CRITERION, "criterion"), 4)
             found[TUNE] = self.tuning.round(scores)
             found["choice"] = found[TUNE][self.tuning["chosen"]].drop(columns="chosen")
         return found
@@ -108,8 +100,8 @@ class Report:
         everything = [pair for name, pairs in self.blocks.items() if name != TUNE for pair in pairs]
         found = {}
         for block, rows in everything:
-            chance = study_words.seeds_elsewhere(block, (other for other, _ in everything))
-            found[block.heading] = f"{study_words.finding(block, rows)} {chance}".rstrip()
+            chance = wording.seeds_elsewhere(block, (other for other, _ in everything))
+            found[block.heading] = f"{wording.finding(block, rows)} {chance}".rstrip()
         return found
 
     @cached_property
@@ -119,10 +111,10 @@ class Report:
         for table in self.study.tables:
             if table.name == TUNE and self.tuning is not None:
                 blocks = self.study.blocks[table.name]
-                found[table.name] = study_pages.tuning_page(f"{table.name}: {table.title}", self.tuning, blocks)
+                found[table.name] = markdown.tuning_page(f"{table.name}: {table.title}", self.tuning, blocks)
             else:
                 said = [(block, rows, self.words[block.heading]) for block, rows in self.blocks[table.name]]
-                found[table.name] = study_pages.page(table.name, table.title, said, table.paper)
+                found[table.name] = markdown.page(table.name, table.title, said, table.paper)
         return found
 
     @cached_property
@@ -132,14 +124,14 @@ class Report:
         everything = [pair for name, pairs in self.blocks.items() if name != TUNE for pair in pairs if pair[0].members]
         for block, table in everything:
             if len({cell.resolved.method for cell in block.cells}) >= _METHODS:
-                found[_named("cost", block, self.study)] = study_figures.cost(block, table)
+                found[_named("cost", block, self.study)] = charts.cost(block, table)
         for name, (setting, words, papers) in _CURVES.items():
-            ours = [(block, table) for block, table in everything if study_figures.varies(setting, block)]
+            ours = [(block, table) for block, table in everything if charts.varies(setting, block)]
             if ours:
-                found[name] = study_figures.curves(setting, words, ours, papers)
+                found[name] = charts.curves(setting, words, ours, papers)
         for block, table in everything:
-            if study_figures.has_radii(block):
-                found[_named("", block, self.study)] = study_figures.asam_controls(block, table)
+            if charts.has_radii(block):
+                found[_named("", block, self.study)] = charts.asam_controls(block, table)
         return found
 
     @property
@@ -153,11 +145,11 @@ class Report:
         for table in study.tables:
             parts.append(f"## [{table.name}](tables/{table.name}.md): {table.title}")
             if table.name == TUNE and self.tuning is not None:
-                parts.append(study_words.tuning(self.tuning))
+                parts.append(wording.tuning(self.tuning))
                 continue
             for block in study.blocks[table.name]:
                 parts.append(f"**{block.teacher} to {block.student}.** {self.words[block.heading]}")
-                parts.append(study_pages.missing(block))
+                parts.append(markdown.missing(block))
         if lacking:
             parts.append("## Not on record yet")
             lines = [f"- `{run_id}`: {', '.join(suites)}" for run_id, suites in lacking.items()]
@@ -183,7 +175,7 @@ class Report:
 
     def write(self) -> Path:
         """Write all of it; returns the folder, `results/<report>`. The same records give the same tables, byte for byte."""
-        folder = study_records.folder(self.study.report)
+        folder = on_record.folder(self.study.report)
         atomic_write_text(folder / "runs.csv", _csv(self.runs))
         for name, page in self.pages.items():
             atomic_write_text(folder / "tables" / f"{name}.md", page)

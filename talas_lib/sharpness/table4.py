@@ -1,7 +1,7 @@
 """The paper's Table 4 from the records of runs, and what belongs beside it: tables and figures under results/sharpness.
 
-    python -m talas_lib.sharpness_study write sharpness [--flatness cpu-study]
-    python -m talas_lib.sharpness_study measure cpu-study --batches 8
+    python -m talas_lib.sharpness.table4 write sharpness [--flatness cpu-study]
+    python -m talas_lib.sharpness.table4 measure cpu-study --batches 8
 
 `write` reads the runs of a preset whose notebook 05 measured epochs, follows the lines between its optimizers' solutions, and
 writes the same files from the same records every time. `measure` gives every trained run of a preset a sharpness record, with
@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talas_lib import display, flatness, methods, params, paths, runs
+from talas_lib import display, methods, params, paths, runs
 from talas_lib.errors import TalasError
 from talas_lib.files import atomic_write_text
+from talas_lib.sharpness import flatness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ def table(found: Sequence[runs.Run]) -> pd.DataFrame:
     The headline is quantity `lambda_max` of subset `encoder`, one row a run and epoch; what other estimators and single batches
     say of it has other names. TalasError for a run whose epochs were not measured.
     """
-    from talas_lib.sharpness_stage import epoch_records
+    from talas_lib.sharpness.stage import epoch_records
 
     rows: list[dict[str, Any]] = []
     for run in found:
@@ -93,7 +94,7 @@ def table(found: Sequence[runs.Run]) -> pd.DataFrame:
 
 def final_table(found: Sequence[runs.Run]) -> pd.DataFrame:
     """Every estimate at the final weights, single batches included (`batch` is the number of one), COLUMNS and `label`."""
-    from talas_lib.sharpness_stage import last_epoch
+    from talas_lib.sharpness.stage import last_epoch
 
     rows: list[dict[str, Any]] = []
     for run in found:
@@ -145,7 +146,7 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def lines(found: Sequence[runs.Run], settings: Mapping[str, Any], points: int) -> dict[str, dict[str, Any]]:
     """The loss on the way from the first run of every seed to the others of that seed, by label; followed where not on record."""
-    from talas_lib.sharpness_stage import line_between
+    from talas_lib.sharpness.stage import line_between
 
     by_seed: dict[int, list[runs.Run]] = {}
     for run in found:
@@ -209,7 +210,7 @@ def _draw(
     ranks: pd.DataFrame,
 ) -> None:
     from talas_lib import plots
-    from talas_lib import sharpness_figures as draw
+    from talas_lib.sharpness import charts as draw
 
     figures = {"table4": draw.over_epochs(over_epochs, paper=_paper())}
     if "asam_rise_steps" in set(over_epochs["quantity"]):
@@ -252,7 +253,7 @@ def measure(preset: str, *, batches: int, estimator: str) -> int:
     A record with other settings is replaced. A run that cannot be measured, because what its method reads of the teacher is
     no longer there, is named and passed over.
     """
-    from talas_lib.sharpness_stage import sharpness_run
+    from talas_lib.sharpness.stage import sharpness_run
 
     found = [run for run in _asked(preset) if run.read_record("train") is not None]
     done = 0
@@ -271,7 +272,7 @@ def measure(preset: str, *, batches: int, estimator: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m talas_lib.sharpness_study",
+        prog="python -m talas_lib.sharpness.table4",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """The runs that a study's tables ask for, by id, and whether a record still has what they ask.
 
-Torch-free, as study_records is.
+Torch-free, as on_record is.
 """
 
 from __future__ import annotations

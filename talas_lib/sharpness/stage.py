@@ -15,8 +15,8 @@ import numpy as np
 from talas_lib import export, kept_weights, landscape, methods, runs, scoring, sources, stages
 from talas_lib.errors import TalasError, listed
 from talas_lib.fixed_objective import fixed_objective, fixed_rows, parameter_subsets
-from talas_lib.measurement import Measurement, measure
 from talas_lib.methods.base import Objective
+from talas_lib.sharpness.measurement import Measurement, measure
 
 if TYPE_CHECKING:
     from talas_lib.encoders import Encoder

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib import study_paper, study_words
-from talas_lib.study_blocks import Block
-from talas_lib.study_tables import AVERAGES, MINUTES, UNSEEN, is_empty, tasks_of
+from talas_lib.study import paper_tables, wording
+from talas_lib.study.blocks import Block
+from talas_lib.study.tabulation import AVERAGES, MINUTES, UNSEEN, is_empty, tasks_of
 
 NAMES = {
     "banking77": "Banking77",
@@ -41,7 +41,7 @@ _HOW = (
 
 
 def page(name: str, title: str, blocks: Sequence[tuple[Block, pd.DataFrame, str]], paper: str | None) -> str:
-    """The page of a table. blocks: each with its table (study_tables.block_table) and what it says in words."""
+    """The page of a table. blocks: each with its table (tabulation.block_table) and what it says in words."""
     parts = [f"# {name}: {title}"]
     for block, table, words in blocks:
         parts += [f"## {block.teacher} to {block.student}", setting(block), own_table(block, table), missing(block)]
@@ -120,7 +120,7 @@ def paper_blocks(name: str, blocks: Sequence[Block]) -> Iterable[str]:
         " to compare the order of rows and the size of differences, not their level; `ours` names the row above that is made"
         " alike."
     )
-    pairs = study_paper.pairs(name)
+    pairs = paper_tables.pairs(name)
     ids = dict.fromkeys(error for rows in pairs.values() for row in rows for error in row.errors.values())
     marks = {error: _MARKS[place] for place, error in enumerate(ids)}
     for (teacher, student), rows in pairs.items():
@@ -130,14 +130,14 @@ def paper_blocks(name: str, blocks: Sequence[Block]) -> Iterable[str]:
         columns = [column for column in NAMES if any(column in row.numbers for row in rows)]
         heads = ["paper", "ours", *(NAMES[column] for column in columns)]
         yield _table(heads, (_paper_row(row, columns, marks, block) for row in rows), left=2)
-    known = study_paper.errors()
+    known = paper_tables.errors()
     yield "\n\n".join(f"{mark} {error}: {known[error]}." for error, mark in marks.items())
 
 
 def _paper_row(
-    row: study_paper.Row, columns: Sequence[str], marks: Mapping[str, str], block: Block | None
+    row: paper_tables.Row, columns: Sequence[str], marks: Mapping[str, str], block: Block | None
 ) -> list[str]:
-    ours = study_paper.counterpart(row, block) if block is not None else None
+    ours = paper_tables.counterpart(row, block) if block is not None else None
     cells = [row.name, ours or _NOTHING]
     for column in columns:
         number = row.numbers.get(column)
@@ -159,7 +159,7 @@ def tuning_page(title: str, settings: pd.DataFrame, blocks: Iterable[Block]) -> 
         method = f"{row['method']} + {row['optimizer']}" + (f", {row['method_params']}" if row["method_params"] else "")
         rows.append([method, f"{row['lr']:g}", row["pooling"], *numbers, "yes" if row["chosen"] else ""])
     how = f"The criterion is the mean of {' and '.join(suites)}; no test split of the paper's tasks enters it."
-    parts = [f"# {title}", how, _table(heads, rows, left=3), *map(missing, blocks), study_words.tuning(settings)]
+    parts = [f"# {title}", how, _table(heads, rows, left=3), *map(missing, blocks), wording.tuning(settings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
