@@ -259,7 +259,7 @@ def test_sentences_of_a_run(project: Path) -> None:
 
 def test_what_a_killed_call_has_left_running_keeps_the_lock(project: Path) -> None:
     code = (
-        "import os, subprocess\nfrom talas_lib import graph\nwith workflow.only_one() as lock:\n"
+        "import os, subprocess\nfrom talas_lib.graph import workflow\nwith workflow.only_one() as lock:\n"
         "    child = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, pass_fds=workflow.descriptors(lock))\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
     )

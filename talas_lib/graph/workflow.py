@@ -27,10 +27,13 @@ def run(of: plan.Plan, tables: Iterable[str], cores: int, *, keep_going: bool) -
 
 
 def command(of: plan.Plan, tables: Iterable[str], cores: int, *, keep_going: bool = False) -> list[str]:
-    """Snakemake's arguments. Its greedy scheduler takes jobs by priority, which is the order of the tables."""
+    """Snakemake's arguments. Its greedy scheduler takes jobs by priority, which is the order of the tables.
+
+    A study's job that fails is tried once more: of Jupyter kernels that start at the same moment one may find its port taken.
+    """
     call = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"), "--cores", str(cores)]
     call += ["--rerun-incomplete", "--rerun-triggers", "mtime", "--scheduler", "greedy", "--quiet", "rules"]
-    call += ["--keep-going"] if keep_going else []
+    call += ["--keep-going", "--retries", "1"] if keep_going else []
     names = ",".join(tables)
     call += ["--config", f"preset={of.preset}", *([f"tables={names}"] if names else [])]
     again = outdated(of)
