@@ -5,7 +5,9 @@
 # A study's runs leave committed records, declared as updated, which are never deleted either; what is on record gets no rules.
 import shlex
 
-from talas_lib import params, paths, plan, records, study_encoders
+from talas_lib import params, paths, records
+from talas_lib.graph import plan
+from talas_lib.study import ready_made
 
 PRESET = config.get("preset", "quickstart")
 PLAN = plan.make(PRESET, [name for name in str(config.get("tables", "")).split(",") if name])
@@ -14,7 +16,7 @@ LEFT = PLAN.left()  # suites to be scored by run id, of the runs that are to be 
 RUNS = [run for run in PLAN.runs if run.run_id in LEFT]
 MEASURED = [run.run_id for run in RUNS if run.trains and run.sharpness]
 CACHES = [cache for cache in PLAN.caches if {run.key for run in RUNS} & set(cache.readers)]
-ENCODERS = [encoder for encoder in PLAN.encoders if not study_encoders.is_kept(PLAN, encoder)]
+ENCODERS = [encoder for encoder in PLAN.encoders if not ready_made.is_kept(PLAN, encoder)]
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
 REPORT = str(paths.outputs() / PLAN.report / "summary.json")
 # runs side by side use the cores better than one run on all of them; a GPU takes one run at a time
@@ -140,7 +142,7 @@ for run in RUNS:
             output:
                 update(str(PLAN.record_file(run_id))),
             params:
-                command=program("study_records", f"keep {PRESET} {run_id}", run_id),
+                command=program("study.on_record", f"keep {PRESET} {run_id}", run_id),
             priority: ORDER[run_id]
             shell:
                 "{params.command}"
@@ -154,9 +156,9 @@ for encoder in ENCODERS:
         input:
             ancient(DATA),
         output:
-            update(str(study_encoders.record_file(PLAN, encoder.name))),
+            update(str(ready_made.record_file(PLAN, encoder.name))),
         params:
-            command=program("study_encoders", f"{PRESET} {encoder.name}", f"{PRESET}-encoder-{encoder.name}"),
+            command=program("study.ready_made", f"{PRESET} {encoder.name}", f"{PRESET}-encoder-{encoder.name}"),
         threads: THREADS
         shell:
             "{params.command}"
@@ -166,7 +168,7 @@ rule compare:
     input:
         (
             [str(PLAN.record_file(run.run_id)) for run in PLAN.runs]
-            + [str(study_encoders.record_file(PLAN, encoder.name)) for encoder in PLAN.encoders]
+            + [str(ready_made.record_file(PLAN, encoder.name)) for encoder in PLAN.encoders]
             if PLAN.is_study
             else [file for run in RUNS for file in results_of(run)]
         ),

@@ -26,8 +26,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "methods": ("methods",),
     "encode": ("encode",),
     "flat": ("encode", *FLAT),
-    "eigen": ("eigen", "--repeats", "2"),
-    "ascent": ("ascent", "--batches", "6", "--train", "60"),
+    "eigen": ("eigen", "--repeats", "1"),
+    "ascent": ("ascent", "--batches", "16", "--train", "100"),
     "evaluation": ("evaluation",),
 }
 

@@ -28,8 +28,6 @@ from talas_lib.stepper import Stepper
 
 VARIANTS = {
     "exact": Approximation(),
-    "one view": Approximation(one_view=True),
-    "half the batch": Approximation(stride=2),
     "quarter, one view": Approximation(stride=4, one_view=True),
     "eighth, one view": Approximation(stride=8, one_view=True),
     "every 5th, one view, reused": Approximation(every=5, one_view=True),

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from talas_lib import display, graph, params, paths, plan, records, runs
+from talas_lib import display, params, paths, records, runs
 from talas_lib.errors import TalasError
+from talas_lib.graph import plan, workflow
 from talas_lib.params import CorpusSpec, ResolvedParams, StudentSpec, TeacherSpec
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         of = plan.make(chosen.preset, chosen.tables)
         if chosen.dry_run:
-            from talas_lib import dry_run
+            from talas_lib.graph import dry_run
 
             sys.stdout.write(dry_run.text(of))
             return 0
@@ -49,7 +50,7 @@ def _run(of: plan.Plan, cores: int) -> int:
     before = summary_file.stat().st_mtime if summary_file.is_file() else None
     display.say(f"assets ready ({_fetch(of.runs, of.encoders):.0f} s)")
     began = time.monotonic()
-    code = graph.run(of, (), cores, keep_going=False)
+    code = workflow.run(of, (), cores, keep_going=False)
     if code:
         return code
     if before is not None and summary_file.stat().st_mtime == before:
@@ -64,19 +65,19 @@ def _study(of: plan.Plan, tables: list[str], cores: int) -> int:
     """A preset with tables: what is on record is not made again, a failure stops only what depends on it, and it ends with a
     list of what failed, or the folder of the tables.
     """
-    from talas_lib import study_encoders
+    from talas_lib.study import ready_made
 
     left = of.left()
     waiting = [run for run in of.runs if run.run_id in left]
-    encoders = [encoder for encoder in of.encoders if not study_encoders.is_kept(of, encoder)]
+    encoders = [encoder for encoder in of.encoders if not ready_made.is_kept(of, encoder)]
     _check(waiting)
     display.say(f"{of.preset}: {len(of.runs) - len(waiting)} of {len(of.runs)} runs on record, {len(waiting)} to make")
     if waiting or encoders:
         display.say(f"assets ready ({_fetch(waiting, encoders):.0f} s)")
     began = time.time()
-    code = graph.run(of, tables, cores, keep_going=True)
+    code = workflow.run(of, tables, cores, keep_going=True)
     if code:
-        failed = graph.failures(began)
+        failed = workflow.failures(began)
         count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
         lines = [f"\n{of.preset}: {count} failed; what does not depend on that is done.", ""]
         lines += [f"- {what}: {why}" for what, why in failed]

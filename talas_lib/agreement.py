@@ -135,7 +135,8 @@ def unseen_texts(run: runs.Run, file: str | None = None) -> tuple[str, ...]:
     A corpus leaves out what `hold_out` or `max_sentences` took away. Sentences whose letters and digits occur in training do not
     count. TalasError when fewer than 20 are left.
     """
-    from talas_lib import hold_out, sources, stages
+    from talas_lib import sources, stages
+    from talas_lib.corpora import hold_out
 
     p = run.params
     spec = p.corpus_spec
@@ -267,7 +268,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
     given = parser.parse_args(words)
     try:
-        from talas_lib import model_card, sources
+        from talas_lib import sources
+        from talas_lib.release import model_card
 
         run = runs.find_run(given.run)
         where = sources.pick_device(given.device)

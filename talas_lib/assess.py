@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talas_lib import collapse, efficiency, item_results, model_card, runs, scoring, stages
+from talas_lib import collapse, efficiency, item_results, runs, scoring, stages
 from talas_lib.errors import TalasError
+from talas_lib.release import model_card
 from talas_lib.texts import comparison_key
 
 if TYPE_CHECKING:

@@ -208,12 +208,12 @@ def averages_of(
 def collect(p: Any) -> Comparison:
     """The runs that the parameters and their grid name. TalasError lists those that are missing or of another recipe.
 
-    With `tables`, the runs on record of the study's first table that has any (see study.open_study).
+    With `tables`, the runs on record of the study's first table that has any (see overview.open_study).
     """
     if p.tables:
-        from talas_lib import study
+        from talas_lib.study import overview
 
-        return study.first_block(p.given_values())
+        return overview.first_block(p.given_values())
     resolved = tuple(params.resolve("03_train", values) for values in params.expand_grid(p.given_values()))
     found = tuple(runs.open_run(q, create=False) for q in resolved)
     missing = [run.id for run in found if run.read_record("train") is None]

@@ -62,8 +62,8 @@ class Layout:
     """Where the sentences of a packed batch lie. lengths: int64 `[B]`, on the device of the batch.
 
     `longest` and `total`, the number of tokens, are plain ints: a layout built on the CPU and moved to a GPU never makes the CPU
-    wait for it. A `total` of None is computed when it is needed. watch: blocks whose attention weights are wanted, as block number
-    to name, and the mapping that receives them by that name.
+    wait for it. A `total` of None is computed when it is needed. watch: blocks whose attention weights are wanted, as block
+    number to name, and the mapping that receives them by that name.
     """
 
     lengths: Tensor

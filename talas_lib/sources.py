@@ -18,7 +18,7 @@ from talas_lib.params import CorpusSpec, StudentSpec, TaskSuiteSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from talas_lib.corpora import Corpus
-    from talas_lib.corpus_file import FileReport
+    from talas_lib.corpora.file_report import FileReport
     from talas_lib.encoders import Encoder
     from talas_lib.tasks import Task
     from talas_lib.tokenization import TextTokenizer
@@ -179,7 +179,8 @@ def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None, share_hel
 
     share_held_out: the share of them that is not trained on (hold_out.training_part).
     """
-    from talas_lib import corpora, hold_out, params, tasks
+    from talas_lib import corpora, params, tasks
+    from talas_lib.corpora import hold_out
 
     barred = tasks.held_out_texts(load_tasks(params.load_tasks(spec.held_out))) if spec.held_out else frozenset()
     corpus = corpora.load_corpus(
@@ -190,11 +191,12 @@ def load_corpus(spec: CorpusSpec, *, max_sentences: int | None = None, share_hel
 
 def file_report(spec: CorpusSpec) -> FileReport | None:
     """What stands in the file of a corpus that is read from one, None for the others."""
-    from talas_lib import corpus_file, params
+    from talas_lib import params
+    from talas_lib.corpora import file_report
 
     if spec.path is None:
         return None
-    return corpus_file.inspect_file(params.corpus_path(spec), spec.text_column, spec.source_column)
+    return file_report.inspect_file(params.corpus_path(spec), spec.text_column, spec.source_column)
 
 
 def prefetch(models: Iterable[TeacherSpec | StudentSpec], corpus: CorpusSpec, tasks: TaskSuiteSpec) -> None:

@@ -20,7 +20,6 @@ from talas_lib import (
     export,
     kept_weights,
     methods,
-    model_card,
     model_folders,
     params,
     runs,
@@ -29,6 +28,7 @@ from talas_lib import (
 from talas_lib.caching import Caches, cache_teacher, cache_tokens, open_caches, open_tokens, token_estimate
 from talas_lib.errors import TalasError, listed
 from talas_lib.methods.base import Method, Objective, Preparation
+from talas_lib.release import model_card
 from talas_lib.schedule import Settings, spans
 from talas_lib.sharpness_aware import Approximation, Perturbation
 from talas_lib.tokenization import TextTokenizer

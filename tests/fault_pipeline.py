@@ -39,7 +39,8 @@ def values(**changes: Any) -> dict[str, Any]:
 def stages_of() -> dict[str, Callable[[], object]]:
     """Every stage of the pipeline by name, in order: tiny models, caches of vectors, token states and alignments, two runs,
     scores, eigenvalues."""
-    from talas_lib import assess, params, runs, sharpness_stage, sources, stages
+    from talas_lib import assess, params, runs, sources, stages
+    from talas_lib.sharpness import stage
 
     def resolve(**changes: Any) -> Any:
         names = params.notebook_schema("03_train").names
@@ -52,7 +53,7 @@ def stages_of() -> dict[str, Callable[[], object]]:
         return lambda: [do(runs.open_run(p, create=False)) for p in (asam, adamw)]
 
     def sharpness(run: runs.Run) -> object:
-        return sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+        return stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
 
     return {
         "models": lambda: [sources.model_folder(spec) for spec in (asam.teacher_spec, asam.student_spec)],
@@ -144,7 +145,8 @@ def kill_after(child: int, seconds: float) -> int:
 def main(folder: Path, shares: list[float]) -> int:
     import sentence_transformers  # noqa: F401  (imported once, before the children)
 
-    from talas_lib import assess, sharpness_stage, stages  # noqa: F401
+    from talas_lib import assess, stages  # noqa: F401
+    from talas_lib.sharpness import stage  # noqa: F401
 
     began = time.monotonic()
     if finish(start(folder / "undisturbed")) != 0:

@@ -21,10 +21,10 @@ ROWS = (
     " pyhessian_adapter loss_rise landscape hessian packed metrics probes uncertainty collapse",
     "files cache_files blocks encoders tokenization static_encoder model_folders tiny tiny_texts texts"
     " item_results distribution pretrained signal_files teacher_cache alignment_cache"
-    " corpora corpus_file corpus_parts hold_out split_files tasks assets"
+    " corpora tasks assets"
     " asset_registry checkpoints kept_weights",
     "methods",
-    "token_cache schedule training_data divergence stepper train evaluate efficiency fixed_objective sharpness",
+    "token_cache schedule training_data divergence stepper train evaluate efficiency fixed_objective",
 )
 EDGE = len(ROWS)
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from talas_lib import corpus_file, params, paths, sources
-from talas_lib.corpora import RATED_DOMAINS, Corpus, load_corpus, overlap, rated_sentences, tiny_corpus
+from talas_lib import params, paths, sources
+from talas_lib.corpora import RATED_DOMAINS, Corpus, file_report, load_corpus, overlap, rated_sentences, tiny_corpus
 from talas_lib.errors import TalasError
 from talas_lib.params import CorpusSpec
 from talas_lib.texts import comparison_key
@@ -380,10 +380,10 @@ def test_the_pages_corpora_can_be_read() -> None:
 # ---- a file as it is
 
 
-def inspected(tmp_path: Path, name: str, text: str, **columns: str) -> corpus_file.FileReport:
+def inspected(tmp_path: Path, name: str, text: str, **columns: str) -> file_report.FileReport:
     file = tmp_path / name
     file.write_text(text)
-    return corpus_file.inspect_file(file, **columns)
+    return file_report.inspect_file(file, **columns)
 
 
 def lines(rows: tuple[Any, ...]) -> list[int]:
@@ -439,10 +439,10 @@ def test_the_report_reads_the_columns_it_is_given(tmp_path: Path) -> None:
 def test_the_report_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "posts.csv"
     file.write_text("body\nfirst one\n")
-    corpus_file.main([str(file), "--text-column", "body"])
+    file_report.main([str(file), "--text-column", "body"])
     assert capsys.readouterr().out.startswith("posts.csv: 1 records, columns body\n")
     with pytest.raises(SystemExit, match="no column 'text'"):
-        corpus_file.main([str(file)])
+        file_report.main([str(file)])
 
 
 def test_a_report_is_of_files_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from talas_lib.curvature import (
 )
 from talas_lib.curvature_estimate import top_eigenvalue
 from talas_lib.hessian import difference_operator
-from talas_lib.sharpness import ESTIMATORS, measure_sharpness
+from talas_lib.sharpness.estimators import ESTIMATORS, measure_sharpness
 
 DIAGONAL = np.diag([3.0, 1.0, -5.0])
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from talas_lib import drawings
+from talas_lib.explore import drawings
 
 NASTY = '<script>alert("x")</script> & \x00\x0b\ud800 "quoted" \U0001f600'
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from talas_lib import bench, estimates, params
-from talas_lib.estimates import Rates
+from talas_lib import bench, params
+from talas_lib.graph import estimates
+from talas_lib.graph.estimates import Rates
 from talas_lib.methods.base import Needs
 
 SMALL, LARGE = estimates.SIZES["minilm-l3"][0], estimates.SIZES["bert-base"][0]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from small_run import small_run
 
-from talas_lib import agreement, ascent, assess, explore, explore_widgets, params, sources, stages
-from talas_lib.drawings import Drawing
+from talas_lib import agreement, assess, params, sources, stages
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
+from talas_lib.explore import ascent, controls, views
+from talas_lib.explore.drawings import Drawing
 from talas_lib.sharpness_aware import Perturbation
 
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory, tiny_texts):
 
 @pytest.fixture(scope="module")
 def view(run):
-    return explore.open_view(run, sentences=60)
+    return views.open_view(run, sentences=60)
 
 
 # ---- the view
@@ -45,12 +46,12 @@ def test_a_view_holds_some_sentences_once_with_their_vectors(run, view):
     expected = {"teacher": teacher, "trained student": student}
     for model, encoder in expected.items():
         assert view.vectors[model] == pytest.approx(encoder.encode(view.texts, normalize=True), abs=1e-5)
-    assert tuple(view.vectors) == explore.MODELS
-    assert explore.open_view(run, sentences=30).texts == view.texts[:30]
+    assert tuple(view.vectors) == views.MODELS
+    assert views.open_view(run, sentences=30).texts == view.texts[:30]
 
 
 def test_a_sentence_of_the_view_needs_no_model(run, monkeypatch):
-    fresh = explore.open_view(run, sentences=20)
+    fresh = views.open_view(run, sentences=20)
     monkeypatch.setattr(Encoder, "encode", lambda *_, **__: pytest.fail("something was encoded"))
     assert fresh.encode("teacher", fresh.texts[3]) is not None
     assert ("encoder", "teacher") not in fresh.kept
@@ -70,8 +71,8 @@ def test_a_typed_sentence_is_encoded_once(view, monkeypatch):
 
 def test_neighbours_are_the_largest_cosines_without_the_sentence_itself(view):
     query = view.texts[5]
-    table = explore.neighbours(view, query, 4)
-    assert list(table.columns) == list(explore.MODELS)
+    table = views.neighbours(view, query, 4)
+    assert list(table.columns) == list(views.MODELS)
     assert list(table.index) == [1, 2, 3, 4]
     for model, vectors in view.vectors.items():
         cosines = vectors @ vectors[5]
@@ -81,9 +82,9 @@ def test_neighbours_are_the_largest_cosines_without_the_sentence_itself(view):
 
 
 def test_a_star_marks_what_the_teacher_finds_too(view):
-    table = explore.neighbours(view, "an old farmer", 8)
+    table = views.neighbours(view, "an old farmer", 8)
     taught = {cell.split("  ", 1)[1] for cell in table["teacher"]}
-    for model in explore.MODELS[1:]:
+    for model in views.MODELS[1:]:
         for cell in table[model]:
             text = cell.split("  ", 1)[1]
             assert text.startswith("* ") == (text.removeprefix("* ") in taught)
@@ -91,7 +92,7 @@ def test_a_star_marks_what_the_teacher_finds_too(view):
 
 def test_an_empty_sentence_is_refused(view):
     with pytest.raises(TalasError, match="empty"):
-        explore.neighbours(view, "   ")
+        views.neighbours(view, "   ")
 
 
 # ---- relations
@@ -101,7 +102,7 @@ def test_an_empty_sentence_is_refused(view):
 def test_relations_are_the_cosines_of_every_layers_vectors(run, view, pooling):
     encoder = sources.load_student(run.params.student_spec.model_copy(update={"pooling": pooling}))
     texts = list(view.texts[:7])
-    layers = explore.layer_relations(encoder, texts)
+    layers = views.layer_relations(encoder, texts)
     assert len(layers) == encoder.num_layers + 1
     for values in layers:
         assert values == pytest.approx(values.T, abs=1e-5)
@@ -112,41 +113,41 @@ def test_relations_are_the_cosines_of_every_layers_vectors(run, view, pooling):
 
 def test_agreement_of_relations():
     target = np.array([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1]])
-    assert explore.relation_agreement(target**3, target) == pytest.approx(1)  # any rising function
-    assert explore.relation_agreement(1 - target, target) == pytest.approx(-1)
-    assert explore.relation_agreement(np.ones((3, 3)), target) == 0
+    assert views.relation_agreement(target**3, target) == pytest.approx(1)  # any rising function
+    assert views.relation_agreement(1 - target, target) == pytest.approx(-1)
+    assert views.relation_agreement(np.ones((3, 3)), target) == 0
 
 
 def test_the_drawing_has_every_layer_before_and_after(view):
-    drawing = explore.relations(view, 3, 6)
+    drawing = views.relations(view, 3, 6)
     layers = view.encoder("trained student").num_layers + 1
     assert drawing.markup.count("<rect") == 2 * (layers + 1) * 36
     assert drawing.markup.count(">teacher<") == 2
     assert drawing.markup.count("with the teacher") == 2 * layers
-    assert explore.relations(view, 3, 6) == drawing
-    assert explore.relations(view, 4, 6) != drawing
-    assert explore.relations(view, 3, 6, centred=True) != drawing
+    assert views.relations(view, 3, 6) == drawing
+    assert views.relations(view, 4, 6) != drawing
+    assert views.relations(view, 3, 6, centred=True) != drawing
 
 
 def test_sentences_stand_in_blocks():
     """Two groups of three, mixed: the order puts each group together."""
     vectors = np.array([[1, 0], [0, 1]] * 3, dtype=np.float32) + 0.01 * np.arange(12).reshape(6, 2)
-    order = explore._by_similarity(agreement.unit(vectors), np.arange(6))
+    order = views._by_similarity(agreement.unit(vectors), np.arange(6))
     assert {tuple(sorted(order[:3])), tuple(sorted(order[3:]))} == {(0, 2, 4), (1, 3, 5)}
 
 
 # ---- the map
 
 
-@pytest.mark.parametrize("how", explore.LAYOUTS)
+@pytest.mark.parametrize("how", views.LAYOUTS)
 def test_a_map_is_flat_finite_and_the_same_again(view, how):
-    points = explore.flatten(view.vectors["teacher"], how)
+    points = views.flatten(view.vectors["teacher"], how)
     assert points.shape == (60, 2)
     assert np.isfinite(points).all()
     assert points.mean(0) == pytest.approx([0, 0], abs=1e-6)
     assert np.linalg.norm(points, axis=1).max() == pytest.approx(1)
-    if how == explore.LAYOUTS[0]:
-        assert points == pytest.approx(explore.flatten(view.vectors["teacher"], how))
+    if how == views.LAYOUTS[0]:
+        assert points == pytest.approx(views.flatten(view.vectors["teacher"], how))
 
 
 def test_a_turned_map_lies_on_the_other():
@@ -155,18 +156,18 @@ def test_a_turned_map_lies_on_the_other():
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag(
         [1, -1]
     )  # and a reflection
-    assert explore.turned_onto(points @ turn, points) == pytest.approx(points)
+    assert views.turned_onto(points @ turn, points) == pytest.approx(points)
 
 
 def test_the_map_shows_every_sentence_and_rings_the_nearest(view):
-    drawing = explore.corpus_map(view, query=view.texts[0])
+    drawing = views.corpus_map(view, query=view.texts[0])
     assert drawing.markup.count("<title>") == 60
     assert drawing.markup.count('r="8"') == 10
     assert "mail: " in drawing.markup
     with pytest.raises(TalasError, match="no map 'umap'"):
-        explore.corpus_map(view, how="umap")
+        views.corpus_map(view, how="umap")
     with pytest.raises(TalasError, match="no model 'other'"):
-        explore.corpus_map(view, model="other")
+        views.corpus_map(view, model="other")
 
 
 # ---- the perturbation
@@ -208,23 +209,23 @@ def test_the_first_order_rise_is_the_scaled_gradients_norm(hill):
 
 
 def test_a_figure_for_every_radius_from_one_computation(view, monkeypatch):
-    drawing = explore.effect_of_rho(view, 0.5)
+    drawing = views.effect_of_rho(view, 0.5)
     monkeypatch.setattr(ascent, "ascent_by_rho", lambda *_: pytest.fail("computed again"))
-    other = explore.effect_of_rho(view, 0.05)
+    other = views.effect_of_rho(view, 0.05)
     assert drawing != other
     assert "ASAM, rho 0.05" in other.title
     assert drawing.markup.count("<polyline") == 5
-    assert view.run.params.optimizer_spec.rho in explore.radii(view)
+    assert view.run.params.optimizer_spec.rho in views.radii(view)
 
 
 def test_a_run_without_a_loss_has_nothing_to_climb(tmp_path, tiny_texts, monkeypatch):
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
     static = small_run(tmp_path, tiny_texts[:60], method="static", optimizer="adamw", hold_out=0.0)
-    own = explore.open_view(static, sentences=25)
+    own = views.open_view(static, sentences=25)
     with pytest.raises(TalasError, match="no loss to climb"):
-        explore.effect_of_rho(own)
-    assert explore.relations(own, 0, 5).markup.count("layer 0") == 2
-    assert "no loss to climb" in explore_widgets.effect_of_rho(own, watched=True).children[1].value
+        views.effect_of_rho(own)
+    assert views.relations(own, 0, 5).markup.count("layer 0") == 2
+    assert "no loss to climb" in controls.effect_of_rho(own, watched=True).children[1].value
 
 
 # ---- gains
@@ -233,36 +234,36 @@ def test_a_run_without_a_loss_has_nothing_to_climb(tmp_path, tiny_texts, monkeyp
 def test_gains_are_differences_of_scores(run):
     record = run.evaluation("tiny")
     better = max(("untrained_cls", "untrained_mean"), key=lambda n: record["references"][n]["avg"])
-    drawing = explore.gains(run, "tiny")
+    drawing = views.gains(run, "tiny")
     for task, row in record["tasks"].items():
         gain = row["score"] - record["references"][better]["tasks"][task]["score"]
         assert f">{gain:+.1f}<" in drawing.markup
-    against = explore.gains(run, "tiny", "the teacher")
+    against = views.gains(run, "tiny", "the teacher")
     assert f"{record['avg'] - record['references']['teacher']['avg']:+.1f} points" in against.title
     with pytest.raises(TalasError, match=r"no scores on 'mini'\. There are: tiny"):
-        explore.gains(run, "mini")
+        views.gains(run, "mini")
 
 
 # ---- the widgets
 
 PANELS = [
-    (explore_widgets.neighbours, "count", 5),
-    (explore_widgets.relations, "batch", 9),
-    (explore_widgets.corpus_map, "model", "teacher"),
-    (explore_widgets.effect_of_rho, "rho", 0.2),
-    (explore_widgets.gains, "base", "the teacher"),
+    (controls.neighbours, "count", 5),
+    (controls.relations, "batch", 9),
+    (controls.corpus_map, "model", "teacher"),
+    (controls.effect_of_rho, "rho", 0.2),
+    (controls.gains, "base", "the teacher"),
 ]
 
 
 @pytest.mark.parametrize(("make", "name", "value"), PANELS, ids=[make.__name__ for make, *_ in PANELS])
 def test_a_control_that_moves_redraws(make, name, value, view):
     box = make(view, watched=True)
-    controls, output = box.children
+    knobs, output = box.children
     assert "talas-figure" in output.value
     before = re.sub(r"\d+ ms", "", output.value)
     wanted = {"neighbours": "count", "corpus_map": "model", "gains": "base"}.get(make.__name__, name)
     descriptions = {"count": "neighbours", "base": "against"}
-    (control,) = [c for c in controls.children if c.description == descriptions.get(wanted, wanted)]
+    (control,) = [c for c in knobs.children if c.description == descriptions.get(wanted, wanted)]
     control.value = value
     assert re.sub(r"\d+ ms", "", output.value) != before
     assert "talas-message" not in output.value
@@ -272,21 +273,21 @@ def test_a_control_that_moves_redraws(make, name, value, view):
 def test_where_nobody_looks_a_panel_is_the_figure(make, view):
     found = make(view)
     assert isinstance(found, (Drawing, pd.DataFrame))
-    assert explore_widgets.markup(found)
+    assert controls.markup(found)
 
 
 def test_what_is_typed_is_shown_as_text_and_a_bad_one_as_a_message(view):
-    box = explore_widgets.neighbours(view, "a <b>bold</b> boat", watched=True)
+    box = controls.neighbours(view, "a <b>bold</b> boat", watched=True)
     text = box.children[0].children[0]
     text.value = "   "
     assert "talas-message" in box.children[1].value
     text.value = "a boat"
     assert "talas-message" not in box.children[1].value
     table = pd.DataFrame({"teacher": ["<script>x</script>"]})
-    assert "&lt;script&gt;" in explore_widgets.markup(table)
+    assert "&lt;script&gt;" in controls.markup(table)
 
 
 def test_a_run_without_scores_says_so(tmp_path, tiny_texts, monkeypatch):
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
-    fresh = explore.open_view(small_run(tmp_path, tiny_texts[:60], epochs=1), sentences=20)
-    assert "04_evaluate" in explore_widgets.gains(fresh).data
+    fresh = views.open_view(small_run(tmp_path, tiny_texts[:60], epochs=1), sentences=20)
+    assert "04_evaluate" in controls.gains(fresh).data

@@ -13,7 +13,8 @@ from collections import Counter
 import pytest
 import yaml
 
-from talas_lib import params, paths, plan
+from talas_lib import params, paths
+from talas_lib.graph import plan
 
 
 def call(*arguments, outputs, cwd=None, **environment):
@@ -105,7 +106,7 @@ def test_the_graph_of_a_study(clone):
     assert kinds(jobs(said)) == every
     for run_id in (rule.removeprefix("train_") for rule in jobs(said) if rule.startswith("train_")):
         assert f"notebooks/03_train.ipynb {outputs}/nb/{run_id}/03_train.ipynb" in said
-        assert f"python -m talas_lib.study_records keep study {run_id}" in said
+        assert f"python -m talas_lib.study.on_record keep study {run_id}" in said
     part = {"all": 1, "data": 1, "cache": 1, "train": 2, "evaluate": 2, "keep": 2, "compare": 1}
     assert kinds(planned("study", "tables=first", outputs=outputs, cwd=clone)) == part
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from small_run import write_csv
 
-from talas_lib import hold_out, params, records, sources, stages
-from talas_lib.corpora import Corpus
+from talas_lib import params, records, sources, stages
+from talas_lib.corpora import Corpus, hold_out
 from talas_lib.errors import TalasError
 
 

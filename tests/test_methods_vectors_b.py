@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from talas_lib import methods, params, reduction, sharpness_stage, stages, teacher_cache
+from talas_lib import methods, params, reduction, stages, teacher_cache
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.methods import cosine, embed_distill, leaf, mse, pca_target, procrustes_target, regression, rkd, talas
 from talas_lib.methods.base import Objective, Preparation, StudentStates
 from talas_lib.packed import Layout
+from talas_lib.sharpness import stage
 from talas_lib.tiny import build as build_tiny
 from talas_lib.training_data import TrainingData
 
@@ -600,7 +601,7 @@ def test_sharpness_of_a_finished_run(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path))
     run = stages.train_run(params.resolve("03_train", RUN | {"method": name, "optimizer": "adamw", "epochs": 1}))
     sharp = {"sharpness_batches": 1, "sharpness_batch_size": 8, "sharpness_max_iter": 6, "run": run.id}
-    record = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", sharp))
+    record = stage.sharpness_run(run, params.resolve("05_sharpness", sharp))
     assert np.isfinite([record["lambda_max"], record["untrained"]["lambda_max"]]).all()
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from talas_lib import export, onnx_export
+from talas_lib import export
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
+from talas_lib.release import onnx_files
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -36,19 +37,19 @@ def mean(tiny_encoder_folder, tmp_path_factory):
     """(encoder, folder with both graphs) of a BERT with mean pooling."""
     folder = tmp_path_factory.mktemp("onnx") / "model"
     encoder = saved(tiny_encoder_folder, folder)
-    onnx_export.quantize(onnx_export.export_onnx(folder))
+    onnx_files.quantize(onnx_files.export_onnx(folder))
     return encoder, folder
 
 
 def test_the_graph_gives_the_encoders_vectors(mean):
     encoder, folder = mean
-    vectors = onnx_export.OnnxEncoder(folder).encode(TEXTS)
+    vectors = onnx_files.OnnxEncoder(folder).encode(TEXTS)
     assert vectors == pytest.approx(encoder.encode(TEXTS, normalize=False), abs=1e-5)
 
 
 def test_vectors_do_not_depend_on_the_batch_or_the_order(mean, tiny_texts):
     _, folder = mean
-    runner = onnx_export.OnnxEncoder(folder, threads=1)
+    runner = onnx_files.OnnxEncoder(folder, threads=1)
     together = runner.encode(tiny_texts[:40], batch_size=16)
     alone = np.concatenate([runner.encode([text]) for text in tiny_texts[:40]])
     assert together == pytest.approx(alone, abs=1e-5)
@@ -58,15 +59,15 @@ def test_vectors_do_not_depend_on_the_batch_or_the_order(mean, tiny_texts):
 def test_a_long_text_is_cut_where_the_folder_says(mean):
     encoder, folder = mean
     long = " ".join(["the farmer"] * 60)
-    assert onnx_export.OnnxEncoder(folder).encode([long]) == pytest.approx(
+    assert onnx_files.OnnxEncoder(folder).encode([long]) == pytest.approx(
         encoder.encode([long], normalize=False), abs=1e-5
     )
-    shorter = onnx_export.OnnxEncoder(folder, max_length=8).encode([long])
+    shorter = onnx_files.OnnxEncoder(folder, max_length=8).encode([long])
     assert np.abs(shorter - encoder.encode([long], normalize=False)).max() > 1e-3
 
 
 def test_the_inputs_and_outputs_have_names_and_free_sizes(mean):
-    session = onnx_export.OnnxEncoder(mean[1]).session
+    session = onnx_files.OnnxEncoder(mean[1]).session
     assert [i.name for i in session.get_inputs()] == ["input_ids", "attention_mask"]
     assert [o.name for o in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
     for entry in session.get_inputs():
@@ -79,16 +80,16 @@ def test_the_inputs_and_outputs_have_names_and_free_sizes(mean):
 
 def test_eight_bits_are_smaller_and_near(mean, tiny_texts):
     encoder, folder = mean
-    whole, small = (folder / "onnx" / name for name in (onnx_export.MODEL, onnx_export.INT8))
+    whole, small = (folder / "onnx" / name for name in (onnx_files.MODEL, onnx_files.INT8))
     assert small.stat().st_size < 0.65 * whole.stat().st_size  # of so small a model the graph itself is a good part
     reference = encoder.encode(tiny_texts[:60], normalize=False)
-    found = onnx_export.parity(reference, onnx_export.OnnxEncoder(folder, onnx_export.INT8).encode(tiny_texts[:60]))
+    found = onnx_files.parity(reference, onnx_files.OnnxEncoder(folder, onnx_files.INT8).encode(tiny_texts[:60]))
     assert 0.97 < found["smallest_cosine"] <= found["cosine"] < 1
     assert found["pair_spearman"] > 90
 
 
 def test_nothing_is_left_beside_the_graphs(mean):
-    assert sorted(file.name for file in (mean[1] / "onnx").iterdir()) == sorted([onnx_export.MODEL, onnx_export.INT8])
+    assert sorted(file.name for file in (mean[1] / "onnx").iterdir()) == sorted([onnx_files.MODEL, onnx_files.INT8])
 
 
 @pytest.mark.slow
@@ -98,8 +99,8 @@ def test_nothing_is_left_beside_the_graphs(mean):
 )
 def test_other_models_and_poolings(arch, pooling, tiny_encoder_folder, tmp_path):
     encoder = saved(tiny_encoder_folder, tmp_path / "model", arch, pooling)
-    onnx_export.export_onnx(tmp_path / "model")
-    vectors = onnx_export.OnnxEncoder(tmp_path / "model").encode(TEXTS)
+    onnx_files.export_onnx(tmp_path / "model")
+    vectors = onnx_files.OnnxEncoder(tmp_path / "model").encode(TEXTS)
     assert vectors == pytest.approx(encoder.encode(TEXTS, normalize=False), abs=1e-4)
 
 
@@ -113,8 +114,8 @@ def test_what_follows_the_pooling_is_in_the_graph(tiny_encoder_folder, tmp_path)
         "mixture": lambda dim: MixtureOfExperts(dim, hidden=5, experts=3, dropout=0.1).eval(),
     }.items():
         encoder = saved(tiny_encoder_folder, tmp_path / name, projection=module)
-        onnx_export.export_onnx(tmp_path / name)
-        vectors = onnx_export.OnnxEncoder(tmp_path / name).encode(TEXTS)
+        onnx_files.export_onnx(tmp_path / name)
+        vectors = onnx_files.OnnxEncoder(tmp_path / name).encode(TEXTS)
         assert vectors.shape == (len(TEXTS), encoder.output_dim)
         assert vectors == pytest.approx(encoder.encode(TEXTS, normalize=False), abs=1e-5)
 
@@ -123,27 +124,27 @@ def test_a_failed_export_leaves_no_file(mean, tmp_path, monkeypatch):
     _, folder = mean
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no")))
     (tmp_path / "model").symlink_to(folder)
-    before = (folder / "onnx" / onnx_export.MODEL).read_bytes()
+    before = (folder / "onnx" / onnx_files.MODEL).read_bytes()
     with pytest.raises(RuntimeError, match="no"):
-        onnx_export.export_onnx(folder)
-    assert (folder / "onnx" / onnx_export.MODEL).read_bytes() == before
+        onnx_files.export_onnx(folder)
+    assert (folder / "onnx" / onnx_files.MODEL).read_bytes() == before
     assert len(list((folder / "onnx").iterdir())) == 2
 
 
 def test_what_is_missing_is_named(mean, tmp_path, monkeypatch):
     with pytest.raises(TalasError, match=r"has no onnx/model.onnx; notebooks/09_export"):
-        onnx_export.OnnxEncoder(tmp_path)
-    monkeypatch.setattr(onnx_export, "_PACKAGES", ("onnx", "a_package_that_is_not_there"))
+        onnx_files.OnnxEncoder(tmp_path)
+    monkeypatch.setattr(onnx_files, "_PACKAGES", ("onnx", "a_package_that_is_not_there"))
     with pytest.raises(TalasError, match=r"ONNX needs a_package_that_is_not_there"):
-        onnx_export.export_onnx(mean[1])
+        onnx_files.export_onnx(mean[1])
 
 
 def test_a_static_encoder_and_a_folder_that_does_not_pool_are_refused(tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.StaticEmbedding", "path": "0_StaticEmbedding"}]))
     with pytest.raises(TalasError, match=r"a static encoder.*no transformer"):
-        onnx_export.export_onnx(tmp_path)
+        onnx_files.export_onnx(tmp_path)
     with pytest.raises(TalasError, match="does not say how it pools"):
-        onnx_export.sentence_graph(tmp_path / "plain")
+        onnx_files.sentence_graph(tmp_path / "plain")
 
 
 # ---- the parts
@@ -154,18 +155,18 @@ def test_pooling_of_a_padded_batch_by_hand(pooling):
     states = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     expected = {"cls": [[0, 1], [6, 7]], "mean": [[1, 2], [8, 9]], "last": [[2, 3], [10, 11]]}[pooling]
-    assert onnx_export.pool_padded(states, mask, pooling).tolist() == expected
+    assert onnx_files.pool_padded(states, mask, pooling).tolist() == expected
 
 
 def test_parity_by_hand():
     reference = np.eye(3, dtype=np.float32)
     turned = np.array([[0, 1, 0], [0, 2, 0], [0, 0, 1]], dtype=np.float32)
-    found = onnx_export.parity(reference, turned)
+    found = onnx_files.parity(reference, turned)
     assert found["smallest_cosine"] == pytest.approx(0)
     assert found["cosine"] == pytest.approx(2 / 3)
     assert found["length_difference"] == pytest.approx(1)
     with pytest.raises(ValueError, match="cannot be compared"):
-        onnx_export.parity(reference, turned[:, :2])
+        onnx_files.parity(reference, turned[:, :2])
 
 
 def test_speeds_call_everything_in_turn():
@@ -173,7 +174,7 @@ def test_speeds_call_everything_in_turn():
     encoders = {
         name: lambda texts, name=name: called.append((name, len(texts))) or np.zeros((len(texts), 2)) for name in "ab"
     }
-    found = onnx_export.speeds(encoders, ["x"] * 3, rounds=2)
+    found = onnx_files.speeds(encoders, ["x"] * 3, rounds=2)
     assert found.keys() == {"a", "b"}
     assert all(row.keys() == {"ms_one", "ms_many"} and min(row.values()) >= 0 for row in found.values())
     one_round = [("a", 1)] * 3 + [("a", 3)] + [("b", 1)] * 3 + [("b", 3)]

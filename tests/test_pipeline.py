@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from talas_lib import assess, compare, export, fixed_objective, params, runs, sharpness_stage, sources, stages
+from talas_lib import assess, compare, export, fixed_objective, params, runs, sources, stages
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
+from talas_lib.sharpness import stage
 
 TEACHERS = ["tiny", "tiny-qwen3", "tiny-xlmr", "tiny-mpnet", "tiny-bidirectional"]
 SMALL = {
@@ -53,7 +54,7 @@ def test_cache_train_evaluate_sharpness_export(teacher, outputs):
     assert scores["avg"] == pytest.approx(np.mean([r["score"] for r in scores["tasks"].values()]))
     assert "| task |" in (run.folder / "model" / "README.md").read_text()
 
-    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     for record in (sharp, sharp["untrained"]):
         assert np.isfinite(record["lambda_max"])
         assert {row["estimator"] for row in record["rows"]} == {"power", "lanczos", "ascent", "draws"}
@@ -100,7 +101,7 @@ def test_comparison_and_summary(outputs):
     for cell in params.expand_grid(grid):
         run = stages.train_run(params.resolve("03_train", cell))
         assess.evaluate_run(run, params.load_tasks("tiny"))
-        sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+        stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     c = compare.collect(p)
     table = compare.scores_table(c)
     assert list(table.index) == [*compare.REFERENCE_LABELS.values(), "talas + asam", "talas + adamw"]

@@ -12,21 +12,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from talas_lib import (
-    assess,
-    caching,
-    display,
-    export,
-    model_folders,
-    params,
-    records,
-    runs,
-    sharpness_stage,
-    sources,
-    stages,
-)
+from talas_lib import assess, caching, display, export, model_folders, params, records, runs, sources, stages
 from talas_lib.errors import TalasError
 from talas_lib.methods.base import Method, Preparation
+from talas_lib.sharpness import stage
 
 SMALL = {
     "student": "tiny",
@@ -89,7 +78,7 @@ def test_a_student_of_two_teachers(outputs):
     check_finished(run, 32, "pooled")
     assert "from `tiny-xlmr+tiny`" in (run.folder / "model" / "README.md").read_text()
     assert list(runs.list_runs()["teacher"]) == ["tiny-xlmr+tiny"]
-    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     assert np.isfinite(sharp["lambda_max"])
 
 
@@ -156,7 +145,7 @@ def test_tokens_are_cached_once_and_trained_on_without_the_teacher(teacher, outp
     assert key[:2] == [vectors.folder.name, tokens.folder.name]
     assert key[2].startswith("alignment-")
     check_finished(run, 32, "pooled")
-    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     assert np.isfinite(sharp["lambda_max"])
 
 
@@ -247,7 +236,7 @@ def test_what_was_fitted_is_saved_with_the_heads_and_read_back(method, outputs):
     for name, value in fresh.heads.state_dict().items():
         torch.testing.assert_close(saved[name], value)
     assert any(not torch.equal(saved[name], value) for name, value in unfitted.items())
-    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     losses = [sharp["untrained"]["loss"], sharp["loss"]]
     assert np.isfinite(losses).all()  # a matrix that was not read back would still be NaN
     if (
@@ -280,7 +269,7 @@ def test_a_linear_layer_stays_in_the_student(outputs):
     assert export.check_loads(student, again, TEXTS) > 0.99999
     scores = assess.evaluate_run(run, params.load_tasks("tiny"))
     assert np.isfinite(scores["avg"])
-    sharp = sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
+    sharp = stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     assert sharp["parameters"] < sum(parameter.numel() for parameter in student.parameters())
 
 

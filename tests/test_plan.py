@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from talas_lib import dry_run, graph, params, paths, plan, records, study_encoders, study_records
+from talas_lib import params, paths, records
 from talas_lib.__main__ import main
 from talas_lib.errors import TalasError
+from talas_lib.graph import dry_run, plan, workflow
+from talas_lib.study import on_record, ready_made
 
 BASE: dict[str, Any] = {
     "teachers": ["tiny"],
@@ -128,7 +130,7 @@ def test_some_tables_alone(project: Path) -> None:
     of = plan.make("mine", ["second"])
     assert [run.p.method for run in of.runs] == ["talas", "cdm"]
     assert list(of.values["tables"]) == ["second"]
-    assert graph.command(of, ["second"], 2)[-2:] == ["preset=mine", "tables=second"]
+    assert workflow.command(of, ["second"], 2)[-2:] == ["preset=mine", "tables=second"]
 
 
 def test_sharpness_is_measured_where_one_table_asks_for_it(project: Path) -> None:
@@ -149,7 +151,7 @@ def finish(run: plan.PlannedRun, *suites: str) -> None:
     made = stages.train_run(run.p)
     for suite in suites:
         assess.evaluate_run(made, params.load_tasks(suite))
-    study_records.keep(plan.make("mine").values, run.run_id)
+    on_record.keep(plan.make("mine").values, run.run_id)
 
 
 def test_what_is_on_record_is_left_out_and_what_lacks_a_suite_is_not(project: Path) -> None:
@@ -166,26 +168,26 @@ def test_what_is_on_record_is_left_out_and_what_lacks_a_suite_is_not(project: Pa
 def test_rules_are_forced_where_times_do_not_tell(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = study(project)
     run = of.runs[2]
-    assert graph.outdated(of) == []
+    assert workflow.outdated(of) == []
     finish(run, "tiny")
-    assert graph.outdated(of) == [f"keep_{run.run_id}"]
+    assert workflow.outdated(of) == [f"keep_{run.run_id}"]
     monkeypatch.setattr(records, "EVALUATION_VERSION", records.EVALUATION_VERSION + 1)
-    assert graph.outdated(of) == [f"evaluate_{run.run_id}_tiny", f"keep_{run.run_id}"]
-    assert graph.command(of, [], 2)[-3] == "--forcerun"
+    assert workflow.outdated(of) == [f"evaluate_{run.run_id}_tiny", f"keep_{run.run_id}"]
+    assert workflow.command(of, [], 2)[-3] == "--forcerun"
 
 
 def test_an_encoder_is_scored_and_kept(project: Path) -> None:
     of = study(project)
     (encoder,) = of.encoders
-    assert not study_encoders.is_kept(of, encoder)
-    assert study_encoders.main(["mine", "tiny-xlmr"]) == 0
-    file = study_encoders.record_file(of, "tiny-xlmr")
+    assert not ready_made.is_kept(of, encoder)
+    assert ready_made.main(["mine", "tiny-xlmr"]) == 0
+    file = ready_made.record_file(of, "tiny-xlmr")
     assert file.is_file()
-    assert study_encoders.is_kept(of, encoder)
-    record = study_records.read_reference("mine", "tiny-xlmr", "encoders")
+    assert ready_made.is_kept(of, encoder)
+    record = on_record.read_reference("mine", "tiny-xlmr", "encoders")
     assert record is not None
     assert set(record["tasks"]) == {task.name for task in params.load_tasks("tiny").tasks}
-    assert study_encoders.main(["mine", "tiny-xlm"]) == 2
+    assert ready_made.main(["mine", "tiny-xlm"]) == 2
 
 
 def test_an_encoder_scores_as_the_teacher_it_is(project: Path) -> None:
@@ -257,8 +259,8 @@ def test_sentences_of_a_run(project: Path) -> None:
 
 def test_what_a_killed_call_has_left_running_keeps_the_lock(project: Path) -> None:
     code = (
-        "import os, subprocess\nfrom talas_lib import graph\nwith graph.only_one() as lock:\n"
-        "    child = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, pass_fds=graph.descriptors(lock))\n"
+        "import os, subprocess\nfrom talas_lib.graph import workflow\nwith workflow.only_one() as lock:\n"
+        "    child = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, pass_fds=workflow.descriptors(lock))\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
@@ -266,13 +268,13 @@ def test_what_a_killed_call_has_left_running_keeps_the_lock(project: Path) -> No
     dead = project / ".snakemake" / "locks" / "0.input.lock"  # as Snakemake leaves it when it is killed
     dead.parent.mkdir()
     dead.touch()
-    with pytest.raises(TalasError, match="another `make quickstart`"), graph.only_one():
+    with pytest.raises(TalasError, match="another `make quickstart`"), workflow.only_one():
         pytest.fail("two at a time")
     assert dead.exists()
     os.kill(int(killed.stdout), signal.SIGKILL)
     deadline = time.monotonic() + 60
     while dead.exists() and time.monotonic() < deadline:
-        with contextlib.suppress(TalasError), graph.only_one():
+        with contextlib.suppress(TalasError), workflow.only_one():
             assert not dead.exists()
         time.sleep(0.05)
     assert not dead.exists()
@@ -290,10 +292,10 @@ def test_failures_name_the_notebook_and_the_reason(project: Path) -> None:
     error = {"output_type": "error", "ename": "TalasError", "evalue": "no such folder"}
     leave("03_train.ipynb", json.dumps({"cells": [{"outputs": []}, {"outputs": [{"output_type": "stream"}, error]}]}))
     leave("04_evaluate-tiny.ipynb", json.dumps({"cells": [{"outputs": []}, {"cell_type": "markdown"}]}))
-    leave("study_records.log", "some warning\nerror: nothing to keep yet\n\n")
-    leave("study_encoders.log", "some warning\n")
-    assert sorted(graph.failures(0.0)) == [
+    leave("on_record.log", "some warning\nerror: nothing to keep yet\n\n")
+    leave("ready_made.log", "some warning\n")
+    assert sorted(workflow.failures(0.0)) == [
         ("run-1, 03_train", "TalasError: no such folder"),
-        ("run-1, study_records", "error: nothing to keep yet"),
+        ("run-1, on_record", "error: nothing to keep yet"),
     ]
-    assert graph.failures(2**33) == []
+    assert workflow.failures(2**33) == []

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from talas_lib import assess, estimates, params, plan, stages, tiny
+from talas_lib import assess, params, stages, tiny
+from talas_lib.graph import estimates, plan
 from talas_lib.tiny_texts import tiny_sentences
 
 STUDIES = ("cpu-study", "paper-study")

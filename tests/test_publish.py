@@ -11,8 +11,9 @@ import pytest
 import yaml
 from small_run import small_run
 
-from talas_lib import agreement, assess, export, model_card, onnx_export, params, publish, runs, shorter_vectors
+from talas_lib import agreement, assess, export, params, runs
 from talas_lib.errors import TalasError
+from talas_lib.release import model_card, onnx_files, publish, shorter_vectors
 
 HAVE_ONNX = all(__import__("importlib.util").util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAVE_ONNX, reason="needs onnx, onnxscript and onnxruntime")
@@ -109,7 +110,7 @@ def test_widths_are_halves():
 
 
 def test_without_the_packages_nothing_is_written(run, monkeypatch):
-    monkeypatch.setattr(onnx_export, "_PACKAGES", ("a_package_that_is_not_there",))
+    monkeypatch.setattr(onnx_files, "_PACKAGES", ("a_package_that_is_not_there",))
     with pytest.raises(TalasError, match="ONNX needs"):
         publish.export_run(run)
     assert not (run.folder / "export").exists()

@@ -10,22 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from talas_lib import (
-    fixed_objective,
-    flatness,
-    kept_weights,
-    loss_gap,
-    measurement,
-    params,
-    runs,
-    sharpness_stage,
-    sharpness_study,
-    stages,
-)
+from talas_lib import fixed_objective, kept_weights, params, runs, stages
 from talas_lib.curvature import lanczos
 from talas_lib.errors import TalasError
 from talas_lib.hessian import hvp_operator
 from talas_lib.methods.base import Objective
+from talas_lib.sharpness import flatness, loss_gap, measurement, stage, table4
 
 SMALL = {
     "student": "tiny",
@@ -66,7 +56,7 @@ def own(tmp_path, monkeypatch):
 @pytest.fixture
 def opened(run):
     """Student, method and the objective's data of the finished run."""
-    student, method = sharpness_stage.trained_weights(run)
+    student, method = stage.trained_weights(run)
     p = run.params
     corpus = stages.load_corpus(p)
     data = stages.training_data(p, student, corpus, stages.open_caches(p, corpus))
@@ -183,7 +173,7 @@ def test_epochs_that_are_not_there_are_answered(run, own):
 
 
 def test_a_damaged_or_missing_epoch_says_so(run, own, outputs, monkeypatch):
-    student, method = sharpness_stage.trained_weights(run)
+    student, method = stage.trained_weights(run)
     modules = {"student": student.model, "heads": method.heads}
     file = kept_weights.save(own, 1, {name: module.state_dict() for name, module in modules.items()})
     kept_weights.load(own, 1, modules)
@@ -268,8 +258,8 @@ def test_dropout_is_held_fixed_by_its_seed(opened):
 
 def test_a_run_is_measured_over_its_epochs(run, monkeypatch):
     wanted = asked(run, sharpness_epochs=[1, 3], final_batches=3, single_batches=True)
-    record = sharpness_stage.sharpness_run(run, wanted)
-    by_epoch = sharpness_stage.epoch_records(run)
+    record = stage.sharpness_run(run, wanted)
+    by_epoch = stage.epoch_records(run)
     assert list(by_epoch) == [1, 3]
     assert record["epoch"] == by_epoch[3]["epoch"] == 3
     rows = fixed_objective.fixed_rows(40, 3, 6, seed=42)
@@ -288,10 +278,10 @@ def test_a_run_is_measured_over_its_epochs(run, monkeypatch):
     rises = {row["quantity"]: row["value"] for row in record["rows"]}
     assert rises["asam_rise_steps"] >= rises["asam_rise"] > abs(rises["random_rise"])
     # served again, and only what was measured with other settings is measured anew
-    monkeypatch.setattr(sharpness_stage, "measure", lambda *_: pytest.fail("measured again"))
-    assert sharpness_stage.sharpness_run(run, wanted) == run.read_record("sharpness") == record
+    monkeypatch.setattr(stage, "measure", lambda *_: pytest.fail("measured again"))
+    assert stage.sharpness_run(run, wanted) == run.read_record("sharpness") == record
     with pytest.raises(TalasError, match=r"has no weights of epoch 9\. There are: 1, 2, 3\. .*keep_epochs: \[9\]"):
-        sharpness_stage.sharpness_run(run, asked(run, sharpness_epochs=[9]))
+        stage.sharpness_run(run, asked(run, sharpness_epochs=[9]))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +358,7 @@ def study(run):
     for number, each in enumerate(found):
         more = {"single_batches": True, "held_out_batches": 1, "landscape": 3, "ball_steps": 2}
         settings = asked(each, sharpness_epochs=[1, 3], **more)
-        sharpness_stage.sharpness_run(each, settings)
+        stage.sharpness_run(each, settings)
         each.write_record(runs.evaluation_stage("tiny"), {"suite": {"name": "tiny"}, "avg": 60 + number % 3})
     return found
 
@@ -382,20 +372,20 @@ def preset(study, monkeypatch):
 
 def test_the_line_between_two_runs_begins_and_ends_at_theirs(study):
     first, second = study[0], study[2]
-    line = sharpness_stage.line_between(first, second, asked(first, landscape=5))
+    line = stage.line_between(first, second, asked(first, landscape=5))
     at, losses = np.array(line["positions"]), np.array(line["losses"])
     assert at.tolist() == [-0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
     assert losses[at == 0] == first.read_record("sharpness")["loss"]
     assert losses[at == 1] == second.read_record("sharpness")["loss"]
-    again = sharpness_stage.line_between(first, second, asked(first, landscape=5))
+    again = stage.line_between(first, second, asked(first, landscape=5))
     assert again == line
     other = stages.train_run(training(optimizer="adamw", method="simcse", epochs=1))
     with pytest.raises(TalasError, match=r"differ in teacher, method: there is no one loss"):
-        sharpness_stage.line_between(first, other, asked(first))
+        stage.line_between(first, other, asked(first))
 
 
 def test_the_table_is_tidy(study):
-    table = sharpness_study.table(study)
+    table = table4.table(study)
     wanted = "run optimizer rho seed epoch quantity subset value residual converged hvps seconds"
     assert " ".join(table.columns[:12]) == wanted
     head = table[(table["quantity"] == "lambda_max") & (table["subset"] == "encoder")]
@@ -405,19 +395,19 @@ def test_the_table_is_tidy(study):
     assert head.groupby("seed")["value"].apply(lambda v: v.iloc[0] == v.iloc[3]).all()  # one untrained student a seed
     for run in study:
         row = head[(head["run"] == run.id) & (head["epoch"] == 3)].iloc[0]
-        assert row["value"] == sharpness_stage.epoch_records(run)[3]["lambda_max"]
+        assert row["value"] == stage.epoch_records(run)[3]["lambda_max"]
         assert row["hvps"] > 0
     assert set(table["label"]) == {"adamw", "asam, rho 0.5"}
     assert table[table["optimizer"] == "adamw"]["rho"].isna().all()
     gap = table[table["quantity"].isin(["train_loss", "held_out_loss", "loss_gap"])]
     assert len(gap) == 3 * len(head)
     assert gap["residual"].isna().all()
-    final = sharpness_study.final_table(study)
+    final = table4.final_table(study)
     assert final[final["batch"].notna()].groupby("run").size().tolist() == [2] * 4
 
 
 def test_files_are_made_from_records_and_come_out_the_same(study, preset, tmp_path, monkeypatch):
-    folder = sharpness_study.write("mine", folder=tmp_path / "first")
+    folder = table4.write("mine", folder=tmp_path / "first")
     tables = {f.stem for f in folder.glob("*.csv")}
     assert tables == {"table4", "final", "lines", "flatness", "correlations"}
     drawn = {f.stem for f in folder.glob("*.png")}
@@ -425,22 +415,22 @@ def test_files_are_made_from_records_and_come_out_the_same(study, preset, tmp_pa
     lines = pd.read_csv(folder / "lines.csv")
     assert set(lines["line"]) == {"to asam, rho 0.5, seed 1", "to asam, rho 0.5, seed 2"}
     assert "rank correlation" in (folder / "flatness.md").read_text()
-    monkeypatch.setattr(sharpness_stage, "measure", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(sharpness_study, "_draw", lambda *_: None)
-    again = sharpness_study.write("mine", folder=tmp_path / "second")
+    monkeypatch.setattr(stage, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(table4, "_draw", lambda *_: None)
+    again = table4.write("mine", folder=tmp_path / "second")
     for file in folder.glob("*.csv"):
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
 def test_the_command_line_answers_what_is_missing(study, preset, capsys, monkeypatch, own):
-    assert sharpness_study.main(["write", "mine"]) == 2
+    assert table4.main(["write", "mine"]) == 2
     assert "not trained yet: " in capsys.readouterr().err
 
 
 def test_runs_of_a_preset_get_records_by_the_quick_estimator(own, preset, capsys):
     one = stages.train_run(training(optimizer="adamw", seed=1, epochs=1))
     preset.update({"epochs": 1})
-    assert sharpness_study.main(["measure", "mine", "--batches", "1"]) == 0
+    assert table4.main(["measure", "mine", "--batches", "1"]) == 0
     assert capsys.readouterr().out.count("lambda_max") == 1  # the others are not trained
     assert {row["estimator"] for row in runs.Run(one.id).read_record("sharpness")["rows"]} >= {"quick"}
 

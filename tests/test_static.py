@@ -11,10 +11,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from talas_lib import assess, compare, export, params, sharpness_stage, sources, stages, tiny
+from talas_lib import assess, compare, export, params, sources, stages, tiny
 from talas_lib.encoders import Encoder
 from talas_lib.errors import TalasError
 from talas_lib.methods import static
+from talas_lib.sharpness import stage
 from talas_lib.static_encoder import StaticEncoder, plain_tokenizer, tokenize
 
 WORDS = ["[PAD]", "[UNK]", "[unused0]", "a", "b", "c", "##c"]
@@ -267,7 +268,7 @@ def test_the_teacher_is_loaded_only_when_its_vocabulary_is_not_cached(outputs, m
 def test_sharpness_of_what_has_no_loss_is_refused(outputs):
     run = stages.train_run(resolved())
     with pytest.raises(TalasError, match="has no loss and so no Hessian: method static"):
-        sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", {"run": run.id}))
+        stage.sharpness_run(run, params.resolve("05_sharpness", {"run": run.id}))
     assert run.read_record("sharpness") is None
 
 
@@ -278,7 +279,7 @@ def test_side_by_side_with_a_trained_student(outputs):
         run = stages.train_run(params.resolve("03_train", cell))
         assess.evaluate_run(run, params.load_tasks("tiny"))
         if cell["method"] == "leaf":
-            sharpness_stage.sharpness_run(run, params.resolve("05_sharpness", sharp | {"run": run.id}))
+            stage.sharpness_run(run, params.resolve("05_sharpness", sharp | {"run": run.id}))
     c = compare.collect(params.resolve("06_compare", grid | {"report": "both"}))
     assert {"static + adamw", "leaf + adamw"} <= set(compare.scores_table(c).index)
     assert set(compare.sharpness_table(c)["model"]) == {"untrained student", "leaf + adamw"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from made_up_study import study
 
-from talas_lib import study_paper
 from talas_lib.errors import TalasError
-from talas_lib.study_blocks import Study
+from talas_lib.study import paper_tables
+from talas_lib.study.blocks import Study
 
 IN, OUT = ("emotion", "wic", "stsb"), ("banking77", "tweet", "mrpc", "scitail", "sick", "sts12")
 AVERAGES = {"avg_in": IN, "avg_out": OUT, "avg": (*IN, *OUT)}
@@ -21,7 +21,7 @@ ROUNDING = 0.011  # of averages printed with two digits, computed from tasks wit
 def mismatches(name: str, number: str) -> set[tuple[str, str, str]]:
     """(student, row, average) of every average that its row's tasks do not give; number: printed or corrected."""
     found = set()
-    for (student, row), lines in study_paper.table(name).groupby(["student", "row"], sort=False):
+    for (student, row), lines in paper_tables.table(name).groupby(["student", "row"], sort=False):
         values = dict(zip(lines["column"], lines[number], strict=True))
         for average, tasks in AVERAGES.items():
             if average in values and abs(np.mean([values[task] for task in tasks]) - values[average]) > ROUNDING:
@@ -38,16 +38,16 @@ def test_averages_come_out_but_for_the_exchanged_columns_of_table_1(name: str) -
 
 
 def test_averages_of_the_tables_without_all_tasks() -> None:
-    for row in study_paper.rows("table6"):
+    for row in paper_tables.rows("table6"):
         assert np.mean([row.numbers[task] for task in OUT]) == pytest.approx(row.numbers["avg_out"], abs=ROUNDING)
-    assert len(study_paper.rows("table2")) == 21
-    for row in study_paper.rows("table2"):
+    assert len(paper_tables.rows("table2")) == 21
+    for row in paper_tables.rows("table2"):
         whole = (3 * row.numbers["avg_in"] + 6 * row.numbers["avg_out"]) / 9
         assert whole == pytest.approx(row.numbers["avg"], abs=0.015)
 
 
-def row_of(name: str, student: str, row: str) -> study_paper.Row:
-    (found,) = [r for r in study_paper.rows(name) if (r.student, r.name) == (student, row)]
+def row_of(name: str, student: str, row: str) -> paper_tables.Row:
+    (found,) = [r for r in paper_tables.rows(name) if (r.student, r.name) == (student, row)]
     return found
 
 
@@ -69,9 +69,9 @@ def test_table_2_agrees_with_table_1_once_corrected(student: str) -> None:
 
 
 def test_every_correction_has_its_error_and_every_error_its_words() -> None:
-    known, used = study_paper.errors(), set()
+    known, used = paper_tables.errors(), set()
     for file in ("table1", "table2", "table4", "table6", "table7", "table8", "table9"):
-        lines = study_paper.table(file)
+        lines = paper_tables.table(file)
         changed = lines["printed"] != lines["corrected"]
         assert (lines.loc[changed, "error"] != "").all()
         used |= set(lines["error"]) - {""}
@@ -104,7 +104,7 @@ def test_rows_are_matched_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
     found = Study.open(study(tables)).blocks
     (one,), (seven,), (eight,) = (found[name] for name in tables)
-    ours = {row.name: study_paper.counterpart(row, one) for row in study_paper.rows("table1")}
+    ours = {row.name: paper_tables.counterpart(row, one) for row in paper_tables.rows("table1")}
     assert ours == {
         "Teacher": "teacher",
         "Student base": "untrained student, CLS pooling",
@@ -112,20 +112,20 @@ def test_rows_are_matched_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "CDM": "cdm + adamw",
         **dict.fromkeys(("SimCSE-unsup", "DSKD", "Jasper and Stella", "DistillCSE", "EMO")),
     }
-    ours = {row.name: study_paper.counterpart(row, seven) for row in study_paper.rows("table7")}
+    ours = {row.name: paper_tables.counterpart(row, seven) for row in paper_tables.rows("table7")}
     expected = {f"{n} layers": None for n in (3, 4, 6, 9, 12)} | {
         "1 layer": "talas + asam, num_anchor_layers 1",
         "2 layers": "talas + asam, num_anchor_layers 2",
     }
     assert ours == expected
-    mini = study_paper.pairs("table8")["qwen3-0.6b", "minilm-l6-h384"]
-    of_mini = {row.name: study_paper.counterpart(row, eight) for row in mini}
+    mini = paper_tables.pairs("table8")["qwen3-0.6b", "minilm-l6-h384"]
+    of_mini = {row.name: paper_tables.counterpart(row, eight) for row in mini}
     assert of_mini == {"2 layers": None, "3 layers": None, "6 layers": "talas + asam, lasd_pairs all"}
-    assert {study_paper.counterpart(row, one) for row in study_paper.rows("table2") if row.name == "row 3"} == {None}
+    assert {paper_tables.counterpart(row, one) for row in paper_tables.rows("table2") if row.name == "row 3"} == {None}
 
 
 def test_an_unknown_table_is_answered_with_those_there_are() -> None:
     with pytest.raises(TalasError, match=r"the paper's table 'table11' is not there\. Did you mean 'table1'"):
-        study_paper.table("table11")
+        paper_tables.table("table11")
     with pytest.raises(TalasError, match=r"table3\.csv has the columns"):
-        study_paper.table("table3")
+        paper_tables.table("table3")

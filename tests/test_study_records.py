@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from made_up_study import BASE, METHODS, cells, identity, made_up_run, resolved, result, scores, study
 
-from talas_lib import params, paths, records, runs, study_records
+from talas_lib import params, paths, records, runs
 from talas_lib.errors import TalasError
-from talas_lib.study_blocks import Study
+from talas_lib.study import on_record
+from talas_lib.study.blocks import Study
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ ONE: dict[str, Any] = {"one": {"title": "One", "grid": {"optimizer": ["asam", "a
 
 def kept(values: dict[str, Any], number: int = 0, **of_run: Any) -> tuple[runs.Run, dict[str, Any]]:
     run = made_up_run(cells(values)[number], lambda p, task: 50.0 + p.seed / 100, **of_run)
-    study_records.keep(values, run.id)
+    on_record.keep(values, run.id)
     return run, json.loads(result("runs", f"{run.id}.json").read_text())
 
 
@@ -66,7 +67,7 @@ def test_references_are_kept_once_for_the_runs_that_share_them() -> None:
         "paper--untrained-cls--tiny",
         "paper--untrained-mean--tiny",
     ]
-    teacher = study_records.read_reference("made-up", names[0]["teacher"])
+    teacher = on_record.read_reference("made-up", names[0]["teacher"])
     assert teacher is not None
     assert (teacher["reference"], teacher["model"], teacher["avg"]) == ("teacher", "tiny", 90.0)
 
@@ -89,8 +90,8 @@ def test_suites_of_an_earlier_record_stay_when_the_run_was_made_again(folders: P
     shutil.rmtree(folders / "outputs")
     again = made_up_run({**cells(values)[0], "tasks": "tweet-eval"}, lambda *_: 12.0)
     assert again.id == run.id
-    study_records.keep(values, run.id)
-    record = study_records.read_run("made-up", run.id)
+    on_record.keep(values, run.id)
+    record = on_record.read_run("made-up", run.id)
     assert record is not None
     assert record["suites"]["paper"] == before["suites"]["paper"]
     assert record["suites"]["tweet-eval"]["avg"] == 12.0
@@ -100,15 +101,15 @@ def test_what_is_not_finished_or_of_another_recipe_is_not_kept(monkeypatch: pyte
     values = study(ONE)
     run = runs.open_run(resolved(cells(values)[0]))
     with pytest.raises(TalasError, match="nothing to keep yet: execute notebooks/03_train"):
-        study_records.keep(values, run.id)
+        on_record.keep(values, run.id)
     with pytest.raises(TalasError, match="no run 'minilm"):
-        study_records.keep(values, run.id.replace("tiny", "minilm", 1))
+        on_record.keep(values, run.id.replace("tiny", "minilm", 1))
     made_up_run(cells(values)[0], lambda *_: 1.0)
     monkeypatch.setattr(params, "RECIPE_VERSION", params.RECIPE_VERSION + 1)
     with pytest.raises(TalasError, match="train it anew"):
-        study_records.keep(values, run.id)
+        on_record.keep(values, run.id)
     with pytest.raises(TalasError, match="wants a `report`"):
-        study_records.keep({**values, "report": None}, run.id)
+        on_record.keep({**values, "report": None}, run.id)
 
 
 # ---- what is missing
@@ -118,13 +119,13 @@ def test_missing_says_which_suites_of_which_runs() -> None:
     values = study(ONE, beside=["tweet-eval"])
     ids = [resolved(cell).run_id for cell in cells(values)]
     everything = ["paper", "tweet-eval"]
-    assert study_records.missing(values) == [(ids[i], cells(values)[i], everything) for i in (0, 1)]
+    assert on_record.missing(values) == [(ids[i], cells(values)[i], everything) for i in (0, 1)]
     kept(values)
-    assert [(run_id, suites) for run_id, _, suites in study_records.missing(values)] == [(ids[1], everything)]
+    assert [(run_id, suites) for run_id, _, suites in on_record.missing(values)] == [(ids[1], everything)]
     kept(values, 1)
-    assert study_records.missing(values) == []
+    assert on_record.missing(values) == []
     more = study(ONE, beside=["tweet-eval", "stsb-dev"])
-    assert [suites for _, _, suites in study_records.missing(more)] == [["stsb-dev"]] * 2
+    assert [suites for _, _, suites in on_record.missing(more)] == [["stsb-dev"]] * 2
 
 
 def test_a_run_of_several_tables_is_wanted_once_with_the_suites_of_all() -> None:
@@ -138,10 +139,10 @@ def test_a_run_of_several_tables_is_wanted_once_with_the_suites_of_all() -> None
             "grid": {**asam, "pooling": ["cls", "mean"]},
         },
     }
-    found = study_records.missing(study(tables))
+    found = on_record.missing(study(tables))
     assert [suites for _, _, suites in found] == [["paper", "mini", "stsb-dev"]] * 2 + [["paper"]]
     tables["table1"] = {**tables["table1"], "beside": ["tweet-eval"]}
-    found = study_records.missing(study(tables))
+    found = on_record.missing(study(tables))
     assert found[0][2] == ["paper", "tweet-eval", "mini", "stsb-dev"]
 
 
@@ -162,7 +163,7 @@ def test_a_record_of_another_recipe_or_evaluation_counts_as_missing(what: str, m
         spec = params.load_tasks("paper")
         fewer = spec.model_copy(update={"tasks": spec.tasks[:-1]})
         monkeypatch.setattr(params, "load_tasks", lambda _: fewer)  # as if a task had been taken out of its file
-    assert run.id in [run_id for run_id, *_ in study_records.missing(values)]
+    assert run.id in [run_id for run_id, *_ in on_record.missing(values)]
 
 
 DAMAGE = {
@@ -185,9 +186,9 @@ def test_a_damaged_or_foreign_record_is_named_and_refused(damage: str) -> None:
     assert changed != file.read_text()
     file.write_text(changed)
     for ask in (
-        lambda: study_records.missing(values),
+        lambda: on_record.missing(values),
         lambda: Study.open(values),
-        lambda: study_records.keep(values, run.id),
+        lambda: on_record.keep(values, run.id),
     ):
         with pytest.raises(TalasError, match=rf"{run.id}\.json is damaged .* delete it and make it again"):
             ask()
@@ -206,10 +207,10 @@ def test_runs_are_found_by_their_parameters_where_the_corpus_is_not_there(
     monkeypatch.setenv("TALAS_DATA", str(folders / "data"))
     values = study(ONE, corpus="talas15k")
     run, _ = kept(values)
-    assert len(study_records.missing(values)) == 1
+    assert len(on_record.missing(values)) == 1
     monkeypatch.delenv("TALAS_DATA")
     with pytest.raises(TalasError, match="TALAS_DATA"):
-        study_records.missing(values)
+        on_record.missing(values)
     found = Study.open(values)
     assert found.cells[0].run_id == run.id
     assert "unknown" in found.cells[1].run_id
@@ -227,24 +228,22 @@ def test_the_door_keeps_a_run_and_answers_bad_input(
     values = study(ONE)
     run = made_up_run(cells(values)[0], lambda *_: 1.0)
     monkeypatch.setattr(params, "load_preset", lambda _: values)
-    assert study_records.main(["keep", "any", run.id]) == 0
+    assert on_record.main(["keep", "any", run.id]) == 0
     assert capsys.readouterr().out.strip() == str(result("runs", f"{run.id}.json"))
-    assert study_records.main(["keep", "any", "nonsense"]) == 2
+    assert on_record.main(["keep", "any", "nonsense"]) == 2
     assert "is no run id" in capsys.readouterr().err
 
 
 def test_the_door_does_not_load_torch() -> None:
-    code = (
-        "import sys; from talas_lib import study_records; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    )
+    code = "import sys; from talas_lib.study import on_record; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=paths.root()).returncode == 0
 
 
 def test_an_encoder_is_kept_in_the_form_of_a_reference() -> None:
-    file = study_records.keep_encoder(study(ONE), "mpnet-base", scores("paper", lambda _: 70.0), identity("paper"))
+    file = on_record.keep_encoder(study(ONE), "mpnet-base", scores("paper", lambda _: 70.0), identity("paper"))
     assert file == result("encoders", "mpnet-base.json")
-    record = study_records.read_reference("made-up", "mpnet-base", "encoders")
+    record = on_record.read_reference("made-up", "mpnet-base", "encoders")
     assert record is not None
     assert (record["reference"], record["model"], record["avg"]) == ("encoder", "mpnet-base", 70.0)
-    assert study_records.is_current(record, "paper", BASE["eval_precision"])
-    assert not study_records.is_current(record, "paper", "fp32")
+    assert on_record.is_current(record, "paper", BASE["eval_precision"])
+    assert not on_record.is_current(record, "paper", "fp32")

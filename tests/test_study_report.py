@@ -16,9 +16,10 @@ import pytest
 from made_up_study import METHODS, cells, made_up_run, result, study
 from matplotlib.text import Text
 
-from talas_lib import compare, params, paths, study_bootstrap, study_figures, study_pages, study_records, study_words
-from talas_lib import study as studies
-from talas_lib.study_tables import DIFFERENCES, OWN
+from talas_lib import compare, params, paths
+from talas_lib.study import charts, markdown, on_record, resampling, wording
+from talas_lib.study import overview as studies
+from talas_lib.study.tabulation import DIFFERENCES, OWN
 
 GAIN = {"talas": 60.0, "simcse": 50.0, "cdm": 61.0, "dskd": 59.9}
 TABLES: dict[str, Any] = {
@@ -67,10 +68,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALAS_OUTPUTS", str(made / "outputs"))
         patch.setenv("TALAS_RESULTS", str(made / "results"))
-        patch.setattr(study_bootstrap, "RESAMPLES", 20)
+        patch.setattr(resampling, "RESAMPLES", 20)
         for number, cell in enumerate(cells(VALUES)):
             if number != 8:  # SimCSE, seed 44
-                study_records.keep(VALUES, made_up_run(cell, score, unseen={"stsb": (100, 30.0)}, items=True).id)
+                on_record.keep(VALUES, made_up_run(cell, score, unseen={"stsb": (100, 30.0)}, items=True).id)
         yield made
 
 
@@ -170,7 +171,7 @@ def test_a_finding_says_what_seeds_and_items_tell_apart_and_where_talas_does_not
         row("far", 50.0, -11.0, -9.0, (-11.0, -9.0), banking77=79.0, wic=50.0),
         row("open", 59.0, *nothing, nothing, banking77=79.0, wic=50.0, n=1),
     ]
-    text = study_words.finding(One(), pd.DataFrame(rows))  # type: ignore[arg-type]
+    text = wording.finding(One(), pd.DataFrame(rows))  # type: ignore[arg-type]
     assert text.startswith("clear with 61.00 (sd 0.10 over 3 seeds) is first of 7; talas + asam with 60.00")
     assert "is number 4, 1.00 below." in text
     assert "Above talas + asam by more than seeds and test items explain: clear (+1.00)." in text
@@ -192,9 +193,9 @@ def test_a_finding_of_a_first_place_and_of_nothing() -> None:
     rows = pd.DataFrame(
         [row("talas + asam", 60.0, np.nan, np.nan, (np.nan, np.nan)), row("b", 58.0, -3.0, -1.0, (-3.0, -1.0))]
     )
-    text = study_words.finding(One(), rows)  # type: ignore[arg-type]
+    text = wording.finding(One(), rows)  # type: ignore[arg-type]
     assert text.startswith("talas + asam with 60.00 (sd 0.10 over 3 seeds) is first of 2, 2.00 above the next, b.")
-    assert study_words.finding(One(), rows.assign(n=0)) == "Nothing of this table is on record yet."  # type: ignore[arg-type]
+    assert wording.finding(One(), rows.assign(n=0)) == "Nothing of this table is on record yet."  # type: ignore[arg-type]
 
 
 def test_a_finding_counts_against_the_better_untrained_student() -> None:
@@ -204,11 +205,11 @@ def test_a_finding_counts_against_the_better_untrained_student() -> None:
         {"row": "untrained student, mean pooling", "kind": "reference", "n": np.nan, "avg": 59.0},
     ]
     own = [row("talas + asam", 60.0, np.nan, np.nan, (np.nan, np.nan)), row("b", 58.0, -3.0, -1.0, (-3.0, -1.0))]
-    text = study_words.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
+    text = wording.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
     assert text.startswith("The teacher averages 80.00, the untrained student, mean pooling 59.00.")
     assert "Not above the untrained student, mean pooling: b (-1.00)." in text
     references[2]["avg"] = 61.0
-    text = study_words.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
+    text = wording.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
     assert "No row is above the untrained student, mean pooling: talas + asam (-1.00), b (-3.00)." in text
 
 
@@ -223,9 +224,9 @@ def test_a_table_of_one_seed_says_how_much_seeds_change_elsewhere(found: studies
 
 
 def test_numbers_of_a_page() -> None:
-    assert study_pages.mean_sd({"a": 1.005, "a sd": 0.1}, "a") == "1.00 ± 0.10"
-    assert study_pages.mean_sd({"a": 1.0, "a sd": np.nan}, "a") == "1.00"
-    assert study_pages.mean_sd({}, "a") == "–"
+    assert markdown.mean_sd({"a": 1.005, "a sd": 0.1}, "a") == "1.00 ± 0.10"
+    assert markdown.mean_sd({"a": 1.0, "a sd": np.nan}, "a") == "1.00"
+    assert markdown.mean_sd({}, "a") == "–"
 
 
 # ---- figures
@@ -243,7 +244,7 @@ def test_labels_do_not_cover_one_another() -> None:
     x, y = 20 + rng.random(12), 70 + rng.random(12) * 0.6  # a cloud, as methods of equal cost make it
     axes.scatter(x, y)
     axes.margins(0.2)
-    names = study_figures.place_labels(axes, [f"method_{i} + adamw" for i in range(12)], x, y)
+    names = charts.place_labels(axes, [f"method_{i} + adamw" for i in range(12)], x, y)
     found = boxes(figure, names)
     assert sorted(name.get_text() for name in names) == sorted(f"method_{i} + adamw" for i in range(12))
     assert not [(i, j) for i, a in enumerate(found) for j, b in enumerate(found[:i]) if a.overlaps(b)]
@@ -275,7 +276,7 @@ def test_score_against_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     methods = {"method, optimizer": [["talas", "asam"], ["simcse", "adamw"], ["cdm", "adamw"], ["dskd", "adamw"]]}
     of = study({"t": {"title": "T", "grid": methods | {"seed": [42, 43]}}})
     for number, cell in enumerate(cells(of)):
-        study_records.keep(of, made_up_run(cell, score, train_s=60.0 * (1 + number)).id)
+        on_record.keep(of, made_up_run(cell, score, train_s=60.0 * (1 + number)).id)
     found = studies.of(of).figures
     assert list(found) == ["cost-t"]
     (axes,) = found["cost-t"].axes

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from made_up_study import METHODS, cells, identity, made_up_run, result, scores, study
 
-from talas_lib import compare, plots, spread, study_bootstrap, study_records, study_tables
-from talas_lib import study as studies
+from talas_lib import compare, plots, spread
 from talas_lib.errors import TalasError
-from talas_lib.study_blocks import Block, Study
-from talas_lib.study_tables import block_table, choose, runs_table
+from talas_lib.study import on_record, resampling, tabulation
+from talas_lib.study import overview as studies
+from talas_lib.study.blocks import Block, Study
+from talas_lib.study.tabulation import block_table, choose, runs_table
 
 # points that a seed adds, and that a method adds
 OF_SEED = {42: 0.0, 43: 1.0, 44: 2.0}
@@ -39,11 +40,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def on_record(values: dict[str, Any], which: Callable[[int], bool] = lambda _: True, **of_run: Any) -> Study:
+def recorded(values: dict[str, Any], which: Callable[[int], bool] = lambda _: True, **of_run: Any) -> Study:
     """The study with the runs of some cells, by number."""
     for number, cell in enumerate(cells(values)):
         if which(number):
-            study_records.keep(values, made_up_run(cell, score, **of_run).id)
+            on_record.keep(values, made_up_run(cell, score, **of_run).id)
     return Study.open(values)
 
 
@@ -59,7 +60,7 @@ def only(found: Study, name: str = "table1") -> Block:
 
 
 def test_means_deviations_and_differences_by_hand() -> None:
-    block = only(on_record(study(ONE), train_s=120.0))
+    block = only(recorded(study(ONE), train_s=120.0))
     table = block_table(block).set_index("row")
     assert list(table.index[:3]) == ["teacher", "untrained student, CLS pooling", "untrained student, mean pooling"]
     assert list(table.index[3:]) == ["talas + asam, pooling cls", "talas + asam, pooling mean", "simcse + adamw"]
@@ -85,7 +86,7 @@ def test_means_deviations_and_differences_by_hand() -> None:
 
 def test_unseen_pairs_change_the_average_and_nothing_else() -> None:
     unseen = {"wic": (150, 20.0), "stsb": (120, 30.0), "sick": (200, 1.0)}  # of SICK every pair is left
-    block = only(on_record(study(ONE), lambda number: number == 0, unseen=unseen))
+    block = only(recorded(study(ONE), lambda number: number == 0, unseen=unseen))
     row = block_table(block).set_index("row").loc["talas + asam, pooling cls"]
     assert row["avg"] == pytest.approx((8 * 60 + 50) / 9)
     assert row["avg unseen"] == pytest.approx((7 * 60 + 20 + 30) / 9)
@@ -100,14 +101,14 @@ def test_unseen_pairs_change_the_average_and_nothing_else() -> None:
 
 
 def test_one_seed_has_no_deviation_and_no_interval() -> None:
-    block = only(on_record(study(ONE), lambda number: number in (0, 6)))
+    block = only(recorded(study(ONE), lambda number: number in (0, 6)))
     row = block_table(block).set_index("row").loc["simcse + adamw"]
     assert (row["n"], row["difference"], row["missing"]) == (1, -10.0, "43 44")
     assert row[["avg sd", "difference low", "difference high"]].isna().all()
 
 
 def test_what_is_not_on_record_is_listed_and_the_rest_is_there() -> None:
-    found = on_record(study(ONE), lambda number: number in (3, 4, 5, 7))
+    found = recorded(study(ONE), lambda number: number in (3, 4, 5, 7))
     block = only(found)
     assert block.absent() == {"talas + asam, pooling cls": [42, 43, 44], "simcse + adamw": [42, 44]}
     table = block_table(block).set_index("row")
@@ -123,7 +124,7 @@ def test_what_is_not_on_record_is_listed_and_the_rest_is_there() -> None:
 
 def test_suites_beside_stand_beside() -> None:
     both = {"title": "T", "grid": {"optimizer": ["asam"], "seed, beside": [[42, ["tweet-eval"]], [43, []]]}}
-    row = block_table(only(on_record(study({"table1": both})))).set_index("row").loc["talas + asam"]
+    row = block_table(only(recorded(study({"table1": both})))).set_index("row").loc["talas + asam"]
     assert (row["tweet_eval"], row["stsb"]) == (60.0, 60.5)
     assert math.isnan(row["tweet_eval sd"])
     assert row["avg"] == pytest.approx(60.5 - 10 / 9)
@@ -131,7 +132,7 @@ def test_suites_beside_stand_beside() -> None:
 
 def test_pairs_of_models_have_blocks_of_their_own() -> None:
     two = {"title": "T", "grid": {"teacher": ["tiny", "tiny-mpnet"], "optimizer": ["asam", "adamw"]}}
-    blocks = on_record(study({"t": two})).blocks["t"]
+    blocks = recorded(study({"t": two})).blocks["t"]
     assert [block.heading for block in blocks] == ["t, tiny to tiny", "t, tiny-mpnet to tiny"]
     assert [list(block.asked_groups) for block in blocks] == [["talas + asam", "talas + adamw"]] * 2
     mixed = study({"t": {"title": "T", "grid": {"tasks": ["paper", "mini"]}}})
@@ -172,7 +173,7 @@ def test_labels_say_what_differs_from_the_study_or_within_a_method() -> None:
 
 def test_runs_on_record_with_other_data_are_not_compared() -> None:
     values = study(ONE)
-    on_record(values)
+    recorded(values)
     file = sorted(result("runs").iterdir())[0]
     file.write_text(file.read_text().replace('"data": "', '"data": "f'))
     with pytest.raises(TalasError, match="on record with other data or another evaluation of paper"):
@@ -192,7 +193,7 @@ def test_runs_csv_is_tidy_and_the_same_every_time(folders: Path) -> None:
         }
     }
     values = study(tables)
-    runs = runs_table(on_record(values))
+    runs = runs_table(recorded(values))
     wanted = "run table teacher student method preset optimizer rho seed epochs sentences recipe_version"
     assert list(runs.columns)[:18] == f"{wanted} task metric split score n train_s".split()
     assert not runs.duplicated(["run", "suite", "task", "split"]).any()
@@ -221,8 +222,8 @@ def test_runs_csv_is_tidy_and_the_same_every_time(folders: Path) -> None:
 
 def test_encoders_stand_in_their_tables() -> None:
     values = study({"table6": {"title": "T", "encoders": ["minilm-l6", "mpnet-base"], "grid": {"optimizer": ["asam"]}}})
-    study_records.keep_encoder(values, "mpnet-base", scores("paper", lambda _: 70.0), identity("paper"))
-    found = on_record(values)
+    on_record.keep_encoder(values, "mpnet-base", scores("paper", lambda _: 70.0), identity("paper"))
+    found = recorded(values)
     rows = runs_table(found)
     encoder = rows[rows["method"] == "encoder"]
     assert set(encoder["student"]) == {"mpnet-base"}
@@ -285,7 +286,7 @@ def test_a_setting_without_all_scores_is_listed_and_not_chosen() -> None:
 def test_tuning_on_record() -> None:
     grid = {"optimizer": ["asam"], "lr": [2.0e-5, 1.0e-4], "pooling": ["cls", "mean"]}
     values = study({"tune": {"title": "Tuning", "tasks": "mini", "beside": ["stsb-dev"], "min_lr": None, "grid": grid}})
-    settings = choose(runs_table(on_record(values)))
+    settings = choose(runs_table(recorded(values)))
     assert settings["mini"].tolist() == settings["stsb-dev"].tolist() == [60.0, 61.0, 60.0, 61.0]
     (place,) = np.flatnonzero(settings["chosen"])
     assert (settings["lr"][place], settings["pooling"][place]) == (2e-5, "mean")
@@ -295,10 +296,10 @@ def test_tuning_on_record() -> None:
 
 
 def test_the_bootstrap_is_kept_and_survives_without_its_items(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_bootstrap, "RESAMPLES", 40)
+    monkeypatch.setattr(resampling, "RESAMPLES", 40)
     values = study(ONE)
-    block = only(on_record(values, items=True))
-    found = study_bootstrap.update(block, block.baseline)
+    block = only(recorded(values, items=True))
+    found = resampling.update(block, block.baseline)
     direct = spread.bootstrap_table(block, block.baseline, resamples=40)
     numbers = ["difference", "low", "high", "p"]
     pd.testing.assert_frame_equal(found, direct.assign(**direct[numbers].round(4)), check_dtype=False)
@@ -306,7 +307,7 @@ def test_the_bootstrap_is_kept_and_survives_without_its_items(folders: Path, mon
     before = file.read_bytes()
     shutil.rmtree(folders / "outputs")
     monkeypatch.setattr(spread, "bootstrap_table", lambda *_, **__: pytest.fail("computed again"))
-    again = study_bootstrap.update(only(Study.open(values)), block.baseline)
+    again = resampling.update(only(Study.open(values)), block.baseline)
     pd.testing.assert_frame_equal(again, found, check_dtype=False)
     assert file.read_bytes() == before
     row = block_table(block, found).set_index("row").loc["simcse + adamw"]
@@ -317,10 +318,10 @@ def test_the_bootstrap_is_kept_and_survives_without_its_items(folders: Path, mon
 def test_a_group_with_another_run_is_resampled_anew_and_the_others_are_not(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_bootstrap, "RESAMPLES", 20)
+    monkeypatch.setattr(resampling, "RESAMPLES", 20)
     values = study(ONE)
-    block = only(on_record(values, lambda number: number != 8, items=True))  # SimCSE without its last seed
-    study_bootstrap.update(block, block.baseline)
+    block = only(recorded(values, lambda number: number != 8, items=True))  # SimCSE without its last seed
+    resampling.update(block, block.baseline)
     asked: list[list[str]] = []
     original = spread.bootstrap_table
     monkeypatch.setattr(
@@ -328,30 +329,30 @@ def test_a_group_with_another_run_is_resampled_anew_and_the_others_are_not(
         "bootstrap_table",
         lambda c, b, groups, **k: asked.append(list(groups)) or original(c, b, groups=groups, **k),
     )
-    whole = only(on_record(values, lambda number: number == 8, items=True))
-    table = study_bootstrap.update(whole, whole.baseline).set_index(["group", "task"])
+    whole = only(recorded(values, lambda number: number == 8, items=True))
+    table = resampling.update(whole, whole.baseline).set_index(["group", "task"])
     assert asked == [["simcse + adamw"]]
     assert table.loc[("simcse + adamw", "avg"), "seeds"] == 3
     # items gone for the group that changed: it has no row, the other keeps its own
     shutil.rmtree(folders / "outputs")
     fewer = study({"table1": {**ONE["table1"], "grid": METHODS | {"seed": [42, 43, 44, 45]}}})
-    study_records.keep(fewer, made_up_run(cells(fewer)[-1], lambda *_: 1.0, items=True).id)
-    left = study_bootstrap.update(only(Study.open(fewer)), whole.baseline)
+    on_record.keep(fewer, made_up_run(cells(fewer)[-1], lambda *_: 1.0, items=True).id)
+    left = resampling.update(only(Study.open(fewer)), whole.baseline)
     assert set(left["group"]) == {"talas + asam, pooling mean"}
 
 
 def test_without_items_a_table_has_no_intervals_over_items() -> None:
-    block = only(on_record(study(ONE)))
-    assert study_bootstrap.update(block, block.baseline).empty
+    block = only(recorded(study(ONE)))
+    assert resampling.update(block, block.baseline).empty
     assert not result("bootstrap").exists()
-    assert study_bootstrap.update(block, "nothing of this name").empty
+    assert resampling.update(block, "nothing of this name").empty
     result("bootstrap").mkdir(parents=True)
     result("bootstrap", "table1.csv").write_text("torn")
-    assert study_bootstrap.update(block, block.baseline).empty
+    assert resampling.update(block, block.baseline).empty
 
 
 def test_evaluation_tables_of_the_library_serve_blocks_as_well() -> None:
-    block = only(on_record(study(ONE), unseen={"wic": (150, 20.0)}))
+    block = only(recorded(study(ONE), unseen={"wic": (150, 20.0)}))
     assert len(compare.scores_table(block)) == 3 + 9
     assert compare.unseen_table(block).loc["teacher", "wic, unseen"] == 20.0
     assert compare.sharpness_table(block).empty
@@ -363,4 +364,4 @@ def test_evaluation_tables_of_the_library_serve_blocks_as_well() -> None:
     assert compare.alarms(block) == {}
     assert "talas + asam, pooling mean" in compare.verdict(block)
     assert compare.summary(block, name="x")["runs"][0]["seconds"]["train"] == 90.0
-    assert study_tables.tasks_of(block)[0] == "banking77"
+    assert tabulation.tasks_of(block)[0] == "banking77"

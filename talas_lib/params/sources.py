@@ -19,9 +19,9 @@ from typing import Literal
 
 from talas_lib import paths
 from talas_lib.asset_registry import ASSETS
+from talas_lib.corpora.split_files import local_file, missing
 from talas_lib.errors import TalasError, did_you_mean, listed
 from talas_lib.params.specs import ARCHITECTURES, CorpusPart, CorpusSpec, StudentSpec, TeacherSpec
-from talas_lib.split_files import local_file, missing
 from talas_lib.texts import columns_of
 
 ModelSpec = TeacherSpec | StudentSpec

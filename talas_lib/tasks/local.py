@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from talas_lib.corpora.split_files import Hub, local_file, missing, split_rows
 from talas_lib.errors import TalasError
-from talas_lib.split_files import Hub, local_file, missing, split_rows
 from talas_lib.tasks.data import (
     Classification,
     Clustering,

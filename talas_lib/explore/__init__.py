@@ -1,0 +1,1 @@
+"""What notebook 08 shows: views of a run, the controls around them, and small drawings."""

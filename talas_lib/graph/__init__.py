@@ -1,0 +1,1 @@
+"""A preset as a graph of jobs: what there is to do, what it would cost, and Snakemake, which does it."""

@@ -1,0 +1,273 @@
+"""Figures of a study: the title says the finding, the paper's curves have panels of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from talas_lib import plots
+from talas_lib.study import paper_tables
+from talas_lib.study.blocks import Block
+from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AVERAGE_COLOURS = {"avg": "#000000", "avg_in": "#0072B2", "avg_out": "#E69F00"}  # Okabe and Ito
+_AVERAGE_NAMES = {"avg": "Avg", "avg_in": "Avg-In", "avg_out": "Avg-Out"}
+# where a name may stand, in points from its mark: the nearest places first, each all around
+_PLACES = [
+    (radius * math.cos(math.radians(angle)), 0.8 * radius * math.sin(math.radians(angle)))
+    for radius in (8, 13, 20, 28, 38, 50, 65)
+    for angle in (20, -20, 160, 200, 55, -55, 125, 235, 90, 270)
+]
+_FAR = 14.0  # points from which a line leads to the mark
+_CROSSED = (
+    60.0  # what a line through a name or a mark counts beside covered square pixels, at each of some points of it
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Averages over the values of a setting; sds and band (the sd over seeds of the middle one) where there are several seeds."""
+
+    title: str
+    values: Sequence[str]
+    means: Mapping[str, Sequence[float]]
+    sds: Mapping[str, Sequence[float]]
+    ours: bool = True
+
+
+# ---- score against a setting (the paper's figures 2 and 3)
+
+
+def curves(setting: str, words: str, blocks: Sequence[tuple[Block, pd.DataFrame]], papers: Sequence[str]) -> Figure:
+    """Score against a setting of TALAS such as num_anchor_layers, ours first, then a panel for each pair of the paper's.
+
+    words: what the setting counts, for the axis. blocks: ours in which it varies, with their tables; papers: tables of the
+    paper's (results/paper) that vary it.
+    """
+    panels = [_own_curve(setting, block, table) for block, table in blocks]
+    for name in papers:
+        for pair, values, numbers in paper_tables.curves(name, setting):
+            panels.append(Curve(f"the paper, {pair}", values, numbers, {}, ours=False))
+    figure, grid = _panels(len(panels), 3.9 * len(panels) + 0.6, 4.0)
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw_curve(axes, panel)
+        axes.set_xlabel(words)
+    grid[0].set_ylabel("score (0 to 100)")
+    grid[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def varies(setting: str, block: Block) -> bool:
+    """Whether a block's runs have several values of a setting of their method."""
+    configs = (cell.resolved.method_config for cell in block.cells)
+    return len({str(value) for config in configs if (value := getattr(config, setting, None)) is not None}) > 1
+
+
+def _own_curve(setting: str, block: Block, table: pd.DataFrame) -> Curve:
+    rows = table[(table["kind"] == OWN) & (table["n"] > 0)].set_index("row")
+    labels = {label: str(getattr(block.asked_groups[label][0].resolved.method_config, setting)) for label in rows.index}
+    order = sorted(labels, key=lambda label: (labels[label] == "all", labels[label].zfill(3)))
+    means = {name: [float(rows.loc[label, name]) for label in order] for name in AVERAGES if name in rows}
+    sds = {name: [float(rows.loc[label, f"{name} sd"]) for label in order] for name in means}
+    return Curve(f"{block.teacher} to {block.student}", [labels[label] for label in order], means, sds)
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    places = np.arange(len(curve.values))
+    for name, means in curve.means.items():
+        spread = np.nan_to_num(np.array(curve.sds.get(name, [0.0] * len(means)), dtype=float))
+        style: dict[str, Any] = {
+            "color": AVERAGE_COLOURS[name],
+            "label": _AVERAGE_NAMES[name],
+            "linewidth": 2 if name == "avg" else 1.2,
+        }
+        axes.errorbar(places, means, yerr=spread, marker="o", capsize=3, linestyle="-" if curve.ours else "--", **style)
+    axes.set_xticks(places, curve.values)
+    best = int(np.argmax(curve.means["avg"])) if curve.values else 0
+    found = f"Avg is highest with {curve.values[best]}" if curve.values else "nothing on record"
+    axes.set_title(f"{curve.title}\n{found}", fontsize="medium")
+
+
+# ---- score against cost
+
+
+def cost(block: Block, table: pd.DataFrame) -> Figure:
+    """Every method by its average against the minutes of training (logarithmic), with the deviations over seeds."""
+    rows = _on_record(table)
+    figure, (axes,) = _panels(1, 10, 6)
+    minutes = [max(row[MINUTES], 0.01) for row in rows]
+    for i, (row, left) in enumerate(zip(rows, minutes, strict=True)):
+        up, along = np.nan_to_num([row["avg sd"], row[f"{MINUTES} sd"]])
+        mark: dict[str, Any] = {"color": plots.colour(row["row"], i), "marker": "o", "capsize": 2, "linewidth": 1}
+        axes.errorbar(left, row["avg"], yerr=up, xerr=min(along, 0.9 * left), **mark)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.12)
+    _reference_lines(axes, table)
+    axes.set_xlabel("training, minutes (logarithmic); AdamW where a name does not say otherwise")
+    axes.set_ylabel("Avg (0 to 100)")
+    axes.set_title(_cost_title(rows, block.baseline), fontsize="medium", wrap=True)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    lines = [row["avg"] for row in table.to_dict("records") if row["kind"] == REFERENCE]
+    names = [str(row["row"]).replace(" + adamw", "").replace(f"teacher {block.teacher}+", "with ") for row in rows]
+    place_labels(axes, names, minutes, [row["avg"] for row in rows], lines=lines)
+    return figure
+
+
+def _on_record(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Our rows with at least one run."""
+    return [row for row in table.to_dict("records") if row["kind"] == OWN and row["n"] > 0]
+
+
+def _cost_title(rows: Sequence[Mapping[Any, Any]], baseline: str) -> str:
+    if not rows:
+        return "Nothing on record yet"
+    best = max(rows, key=lambda row: row["avg"])
+    title = f"Highest: {best['row']}, {best['avg']:.1f} after {best[MINUTES]:.1f} minutes"
+    own = [row for row in rows if row["row"] == baseline and row is not best]
+    return title + "".join(f"\n{baseline}: {row['avg']:.1f} after {row[MINUTES]:.1f} minutes" for row in own)
+
+
+def _reference_lines(axes: Axes, table: pd.DataFrame) -> None:
+    """The references as lines, named in a legend below; one far above the runs would flatten them and is named only."""
+    low, high = axes.get_ylim()
+    styles = ("-", "--", ":", "-.")
+    references = [row for row in table.to_dict("records") if row["kind"] == REFERENCE]
+    for number, row in enumerate(references):
+        inside = low - (high - low) <= row["avg"] <= high + (high - low)
+        name = f"{row['row']} {row['avg']:.1f}" + ("" if inside else " (outside)")
+        where = row["avg"] if inside else math.nan
+        axes.axhline(where, color=plots.colour(row["row"]), linestyle=styles[number % 4], linewidth=1.2, label=name)
+    if references:
+        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+
+
+def place_labels(
+    axes: Axes,
+    labels: Sequence[str],
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    lines: Sequence[float] = (),
+    size: float = 8,
+) -> list[Any]:
+    """Name the marks at (x, y) so that no name covers another, a mark or a horizontal line, as far as there is room.
+
+    Returns the annotations. lines: heights of the lines, in data units; size: of the names, in points.
+    The layout of the figure is fixed by this: call it last. A name far from its mark has a line to it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    room, point = axes.get_window_extent(renderer), figure.dpi / 72
+    marks = axes.transData.transform(np.column_stack([x, y])) if len(labels) else np.zeros((0, 2))
+    taken = [Bbox.from_extents(*(mark - 4 * point), *(mark + 4 * point)) for mark in marks]
+    heights: Any = axes.transData.transform([(x[0], line) for line in lines])[:, 1] if lines and len(x) else []
+    taken += [Bbox.from_extents(room.x0, height - point, room.x1, height + point) for height in heights]
+    found = []
+    for number in np.argsort(marks[:, 0], kind="stable"):
+        own = taken[number]
+        tried = [_name(axes, labels[number], (x[number], y[number]), place, size, renderer) for place in _PLACES]
+        boxes = [box for _, box in tried]
+        in_the_way = [other for other in taken if other is not own]
+        costs = [
+            _covered(box, taken, room) + _crossed(marks[number], np.array(place) * point, in_the_way)
+            for box, place in zip(boxes, _PLACES, strict=True)
+        ]
+        best = int(np.argmin(costs))
+        for place, (name, _) in enumerate(tried):
+            if place != best:
+                name.remove()
+        taken.append(boxes[best])
+        found.append(tried[best][0])
+    return found
+
+
+def _name(
+    axes: Axes, label: str, mark: tuple[float, float], place: tuple[float, float], size: float, renderer: Any
+) -> Any:
+    """A name at a place beside its mark, with a line to it where it is far, and its box in pixels."""
+    from matplotlib.text import Text
+
+    dx, dy = place
+    line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6} if math.hypot(dx, dy) > _FAR else None
+    side: dict[str, Any] = {"ha": "center" if abs(dx) < 2 else "left" if dx > 0 else "right", "va": "center"}
+    if abs(dy) > abs(dx):
+        side["va"] = "bottom" if dy > 0 else "top"
+    name = axes.annotate(label, mark, place, textcoords="offset points", fontsize=size, arrowprops=line, **side)
+    name.update_positions(renderer)
+    return name, Text.get_window_extent(name, renderer)
+
+
+def _covered(box: Any, taken: Sequence[Any], room: Any) -> float:
+    """How much of what is there a name would cover, and how much of it would be cut off, in square pixels."""
+    inside = type(box).intersection(box, room)
+    cut = box.width * box.height - (inside.width * inside.height if inside is not None else 0)
+    covered = [type(box).intersection(box, other) for other in taken]
+    return float(10 * cut + sum(part.width * part.height for part in covered if part is not None))
+
+
+def _crossed(mark: np.ndarray, offset: np.ndarray, boxes: Sequence[Any]) -> float:
+    """What the way from a mark to its name runs through."""
+    way = [mark + share * offset for share in np.linspace(0.1, 1, 10)]
+    return _CROSSED * sum(box.contains(*at) for at in way for box in boxes)
+
+
+# ---- ASAM's controls
+
+
+def asam_controls(block: Block, table: pd.DataFrame) -> Figure:
+    """Avg of ASAM by its radius, with fresh and with repeated dropout masks, and AdamW's as lines."""
+    rows = {row["row"]: row for row in _on_record(table)}
+    by_row = {label: block.asked_groups[label][0].resolved for label in rows}
+    asam = [
+        (float(p.rho or 0), bool(p.same_dropout), rows[label]) for label, p in by_row.items() if p.optimizer == "asam"
+    ]
+    radii = sorted({rho for rho, *_ in asam})
+    figure, (axes,) = _panels(1, 7.5, 4.4)
+    for same, words, colour in ((False, "fresh dropout masks", "asam"), (True, "the same masks in both passes", "sam")):
+        own = sorted((radii.index(rho), row["avg"], row["avg sd"]) for rho, repeated, row in asam if repeated is same)
+        if own:
+            places, means, sds = zip(*own, strict=True)
+            style: dict[str, Any] = {"color": plots.OPTIMIZER_COLOURS[colour], "marker": "o", "capsize": 3}
+            axes.errorbar(places, means, yerr=np.nan_to_num(sds), label=f"ASAM, {words}", **style)
+    for number, label in enumerate(label for label, p in by_row.items() if p.optimizer == "adamw"):
+        line: dict[str, Any] = {"color": plots.OPTIMIZER_COLOURS["adamw"], "linestyle": ("--", ":", "-.")[number % 3]}
+        axes.axhline(rows[label]["avg"], label=f"AdamW, {by_row[label].epochs} epochs", **line)
+    axes.set_xticks(range(len(radii)), [f"{rho:g}" for rho in radii])
+    axes.set_xlabel("$\\rho$ of ASAM (0: two passes, no perturbation)")
+    axes.set_ylabel("Avg (0 to 100)")
+    best = max(rows.values(), key=lambda row: row["avg"])
+    lowest = min(row["avg"] for row in rows.values())
+    axes.set_title(f"Highest: {best['row']}, {best['avg']:.2f}; lowest {lowest:.2f}", fontsize="medium", wrap=True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
+def has_radii(block: Block) -> bool:
+    """Whether a block varies ASAM's radius."""
+    return len({cell.resolved.rho for cell in block.cells if cell.resolved.optimizer == "asam"}) > 2
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, grid = plt.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
+    plt.close(figure)  # shown by the notebook that asked for it, not twice
+    return figure, list(grid[0])
