@@ -262,20 +262,24 @@ def caches(folder: Path) -> Any:
 
 
 def run(folder: Path) -> Any:
-    """A whole run by `worker`, as a launch starts it."""
+    """A whole run by `worker`, as a launch starts it: the cache, training while somebody else trains that run, training."""
     import fault_pipeline
 
-    from talas_lib import params, worker
+    from talas_lib import params, run_lock, runs, worker
 
     os.environ["TALAS_OUTPUTS"] = str(folder / "outputs")
     names = params.notebook_schema("03_train").names
     given = {k: v for k, v in fault_pipeline.values(optimizer="asam").items() if k in names}
 
     arguments = ["-y", json.dumps(given)]
-    return [
-        together(folder, lambda notebook=notebook: worker.main([notebook, *arguments]), join=False)
-        for notebook in ("02_cache_teacher", "03_train")
-    ]
+
+    def launched(notebook: str) -> Any:
+        return together(folder, lambda: worker.main([notebook, *arguments]), join=False)
+
+    cached = launched("02_cache_teacher")
+    with run_lock.training(runs.open_run(params.resolve("03_train", given))):
+        refused = launched("03_train")
+    return [cached, refused, launched("03_train")]
 
 
 TASKS = {"gradients": gradients, "steps": steps, "training": training, "caches": caches, "run": run}
