@@ -161,6 +161,7 @@ def train_run(
     """
     run = runs.open_run(p, create=False)
     if not _finished(run):
+        _check_keep_epochs(p)
         run_lock.refuse_if_trained(run)  # before the caches, which may take long
         corpus = load_corpus(p)
         computed = methods.builds_student(p.method)
@@ -199,7 +200,6 @@ def _train(
     settings = settings_of(p)
     plan, per_epoch = spans(method.stages, len(corpus.texts), settings), settings.steps_per_epoch(len(corpus.texts))
     total = plan[-1].stop
-    _check_keep_epochs(p, total // per_epoch)
     checkpoint = run.folder / CHECKPOINT
     if distribution.is_first():
         run.truncate_metrics(checkpoints.finished_steps(checkpoint))
@@ -235,8 +235,10 @@ def _train(
         _finish(run, student, method, corpus, caches, result, watch.message)
 
 
-def _check_keep_epochs(p: ResolvedParams, epochs: int) -> None:
-    """TalasError when weights of an epoch are to be kept that the run does not reach."""
+def _check_keep_epochs(p: ResolvedParams) -> None:
+    """TalasError when weights of an epoch are to be kept that the run, all stages of its method together, does not reach."""
+    stages = methods.method_class(p.method).stages_of(p.method_config)
+    epochs = sum(p.epochs if stage.epochs is None else stage.epochs for stage in stages)
     beyond = [str(epoch) for epoch in p.keep_epochs if epoch > epochs]
     if beyond:
         raise TalasError(

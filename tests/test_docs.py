@@ -99,3 +99,30 @@ def test_other_files_that_the_pages_name_are_there() -> None:
             assert (DOCS / link).exists(), (page.name, link)
         for path in re.findall(r"`((?:talas_lib|tests|params|notebooks)/[\w/.]+)`", text):
             assert (root / path).exists() or "mine" in path, (page.name, path)
+
+
+# ---- docs/reliability.md
+
+
+def named_tests(page: str) -> list[tuple[str, str]]:
+    """(file, words of `-k`) of a page, in order: words alone belong to the file that was named last; no words mean all of it."""
+    found, file = [], ""
+    for quoted in re.findall(r"`([^`]+)`", page):
+        file = (re.findall(r"tests/test_\w+\.py", quoted) or [file])[0]
+        words = re.search(r"-k (?:\"([^\"]+)\"|(\w+))", quoted)
+        if words or "tests/test_" in quoted:
+            found.append((file, (words[1] or words[2]) if words else ""))
+    return found
+
+
+def test_every_test_that_the_reliability_page_names_is_there() -> None:
+    """Each word of each `-k` selects a test of its file by the test's name, as pytest would; nothing is collected for it."""
+    found = named_tests((DOCS / "reliability.md").read_text(encoding="utf-8"))
+    assert len(found) > 30
+    for file, words in found:
+        source = (PACKAGE.parent / file).read_text(encoding="utf-8")
+        names = [name.lower() for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)]
+        assert names, file
+        for word in words.lower().split(" or ") if words else []:
+            assert re.fullmatch(r"\w+", word), (file, words)
+            assert any(word in name for name in names), (file, word)
