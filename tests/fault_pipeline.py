@@ -50,7 +50,10 @@ def stages_of() -> dict[str, Callable[[], object]]:
         names = params.notebook_schema("03_train").names
         return params.resolve("03_train", {k: v for k, v in values(**changes).items() if k in names})
 
-    asam, adamw = resolve(optimizer="asam"), resolve(optimizer="adamw")
+    asam = resolve(
+        optimizer="asam", epochs=2, keep_epochs=[1]
+    )  # an epoch more than the preset, for weights that are kept
+    adamw = resolve(optimizer="adamw")
     tokens = resolve(method="cdm", optimizer="adamw")
 
     def each(do: Callable[[runs.Run], object]) -> Callable[[], object]:

@@ -24,7 +24,7 @@ import pytest
 import safetensors.torch
 import yaml
 
-from talas_lib import checkpoints, params, paths, sources, teacher_cache
+from talas_lib import checkpoints, kept_weights, params, paths, sources, teacher_cache
 from talas_lib.cache_files import read_record, write_record
 from talas_lib.errors import TalasError
 
@@ -125,7 +125,7 @@ def on(full: FullDisk) -> Iterator[None]:
         patch.setattr(tempfile, "mkdtemp", mkdtemp)
         patch.setattr(Path, "open", opened)
         patch.setattr(Path, "write_text", text)
-        for module in (checkpoints, safetensors.torch):
+        for module in (checkpoints, kept_weights, safetensors.torch):
             patch.setattr(module, "save_file", saving(module.save_file))
         yield
 
