@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import json
@@ -58,7 +59,7 @@ def test_a_killed_pipeline_ends_as_the_undisturbed_one(shares: list[float], tmp_
 class FullDisk:
     """Lists the places that write below a folder, or lets one of them fail with ENOSPC.
 
-    A place is the operation and the function of this project that asked for it.
+    A place is the operation and the line of this project that asked for it.
     """
 
     def __init__(self, folder: Path, fails_at: str | None = None) -> None:
@@ -69,7 +70,8 @@ class FullDisk:
         if str(self.folder) not in str(target):
             return
         frames = [f for f in traceback.extract_stack() if "talas_lib" in f.filename]
-        place = f"{operation} in {Path(frames[-1].filename).stem}.{frames[-1].name}" if frames else operation
+        last = frames[-1] if frames else None
+        place = f"{operation} in {Path(last.filename).stem}.{last.name}, line {last.lineno}" if last else operation
         caller = next((f for f in reversed(frames) if Path(f.filename).stem not in ("files", "cache_files")), None)
         if caller is not None:
             place += f" for {Path(caller.filename).stem}.{caller.name}"
@@ -82,7 +84,8 @@ class FullDisk:
 @contextmanager
 def on(full: FullDisk) -> Iterator[None]:
     """Inside, every operation that writes goes past a FullDisk first."""
-    rename, make, make_folder, open_path, write_text = (
+    open_file, rename, make, make_folder, open_path, write_text = (
+        open,
         os.replace,
         tempfile.mkdtemp,
         os.mkdir,
@@ -119,7 +122,13 @@ def on(full: FullDisk) -> Iterator[None]:
 
         return save
 
+    def built_in(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            full("open", file)
+        return open_file(file, mode, *args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", built_in)
         patch.setattr(os, "replace", replace)
         patch.setattr(os, "mkdir", mkdir)
         patch.setattr(tempfile, "mkdtemp", mkdtemp)
@@ -284,6 +293,27 @@ def test_a_flipped_byte_in_a_cache_or_a_checkpoint_has_tests_of_its_own() -> Non
     }
     for file, test in wanted.items():
         assert f"def {test}(" in (HERE / file).read_text(), file
+
+
+def test_a_disk_that_fills_up_leaves_the_export_that_was_there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder to give away, at every place that writes it; the graphs for ONNX have a test of their own."""
+    from talas_lib import runs
+    from talas_lib.release import publish
+
+    run = runs.open_run(resolved(), create=False)
+    monkeypatch.setattr(publish.onnx_files, "require", lambda: None)
+    monkeypatch.setattr(publish.onnx_files, "export_onnx", lambda folder: folder / "model.onnx")
+    monkeypatch.setattr(publish.onnx_files, "quantize", lambda file: file.write_bytes(b"graph"))
+    publish.export_run(run)
+    listing = FullDisk(run.folder)
+    with on(listing):
+        whole = fault_pipeline.contents(publish.export_run(run).folder)
+    assert len(listing.places) >= 6, listing.places
+    for place in listing.places:
+        with on(FullDisk(run.folder, place)), pytest.raises(OSError, match="No space left"):
+            publish.export_run(run)
+        assert fault_pipeline.contents(run.folder / "export") == whole, place
+        assert not list(run.folder.glob(".export*")), place
 
 
 # ---- keys
