@@ -98,13 +98,14 @@ def _no_dropout(module: torch.nn.Module) -> None:
 
 
 def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """||found - expected|| over ||expected||, all tensors as one vector; infinite where the names differ."""
+    """||found - expected|| over ||expected||, all tensors as one vector; 0 for equal ones, also where all is zero (in-batch terms
+    of one sentence), infinite where the names differ."""
     if found.keys() != expected.keys():
         return float("inf")
     dense = [(a.to_dense() if a.is_sparse else a, b.to_dense() if b.is_sparse else b)
              for a, b in ((found[k], expected[k]) for k in expected)]  # fmt: skip
     apart = torch.stack([(a - b).norm() for a, b in dense]).norm()
-    return float(apart / torch.stack([b.norm() for _, b in dense]).norm())
+    return 0.0 if apart == 0 else float(apart / torch.stack([b.norm() for _, b in dense]).norm())
 
 
 def stepper(case: Any, ranks: Ranks | None, **ways: Any) -> Stepper:

@@ -25,7 +25,7 @@ import pytest
 import safetensors.torch
 import yaml
 
-from talas_lib import checkpoints, kept_weights, params, paths, sources, teacher_cache
+from talas_lib import checkpoints, kept_weights, model_folders, params, paths, sources, teacher_cache
 from talas_lib.cache_files import read_record, write_record
 from talas_lib.errors import TalasError
 
@@ -400,6 +400,28 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     assert len(encoded) == len(set(encoded)) == 300
     (folder,) = (tmp_path / "cache").glob("teacher-*/")
     teacher_cache.TeacherCache.open(folder)
+
+
+def _make_tiny(root: str, number: int, gate: Any) -> None:
+    os.environ["TALAS_OUTPUTS"] = root
+    gate.wait()
+    folder = sources.model_folder(resolved().teacher_spec)
+    model_folders.check_sums(folder)
+    (Path(root) / f"made-{number}").write_text(str(folder))
+
+
+def test_two_processes_make_one_tiny_model(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(2)
+    workers = [context.Process(target=_make_tiny, args=(str(tmp_path), n, gate)) for n in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len({file.read_text() for file in tmp_path.glob("made-*")}) == 1
+    assert len(list((tmp_path / "cache" / "tiny").glob("[!.]*"))) == 1
+    assert not list((tmp_path / "cache" / "tiny").glob(".*"))
 
 
 def test_random_kills_of_a_build_never_leave_a_cache_that_opens_wrong(tmp_path: Path) -> None:
