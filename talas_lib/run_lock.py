@@ -30,10 +30,7 @@ def training(run: Run) -> Iterator[None]:
 
 def refuse_if_trained(run: Run) -> None:
     """TalasError when somebody trains this run now; makes no file."""
-    lock = FileLock(run.folder / LOCK, timeout=0)
-    held = (run.folder / LOCK).is_file() and not _taken(lock)
-    lock.release()
-    if distribution.first_says(held):
+    if distribution.first_says(distribution.is_first() and _is_held(run)):
         raise _busy(run)
 
 
@@ -41,6 +38,15 @@ def clear(run: Run) -> None:
     """Remove the lock's file of a finished run, which nobody trains again."""
     with suppress(OSError):  # where an open file cannot be removed
         (run.folder / LOCK).unlink()
+
+
+def _is_held(run: Run) -> bool:
+    if not (run.folder / LOCK).is_file():
+        return False
+    lock = FileLock(run.folder / LOCK, timeout=0)
+    taken = _taken(lock)
+    lock.release()
+    return not taken
 
 
 def _taken(lock: BaseFileLock) -> bool:
