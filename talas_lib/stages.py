@@ -6,6 +6,7 @@ functions with explanations around them.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -174,10 +175,19 @@ def train_run(
                 else:
                     _train(p, run, corpus, caches, progress, on_log)
                 distribution.wait()
-    if distribution.is_first():  # a process may have ended right after the record
-        (run.folder / CHECKPOINT).unlink(missing_ok=True)
-        run_lock.clear(run)
+    if distribution.is_first():
+        _tidy(run)
     return run
+
+
+def _tidy(run: runs.Run) -> None:
+    """Remove what a finished run needs no more, and what processes that were killed left half-written."""
+    checkpoint = run.folder / CHECKPOINT
+    for file in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")):
+        file.unlink(missing_ok=True)
+    for folder in run.folder.glob(".model.*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    run_lock.clear(run)
 
 
 def _finished(run: runs.Run) -> bool:

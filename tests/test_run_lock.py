@@ -102,14 +102,20 @@ def test_papermill_ends_with_the_refusal(outputs: Path) -> None:
     assert "goes on from its last checkpoint" in done.stderr
 
 
-def test_a_killed_trainer_leaves_a_run_that_goes_on(outputs: Path) -> None:
+def test_a_killed_trainer_leaves_a_run_that_goes_on_and_ends_tidy(outputs: Path) -> None:
     values = given()
     with another_process(values) as held:
         held.send_signal(signal.SIGKILL)
         assert held.wait() == -signal.SIGKILL
     run = runs.open_run(params.resolve("03_train", values), create=False)
     assert (run.folder / run_lock.LOCK).is_file()
+    half = run.folder / ".model.x" / "model.safetensors", run.folder / "checkpoints" / ".last.safetensors.x.tmp"
+    for file in half:  # of a process that died while it wrote them
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
     assert stages.train_run(params.resolve("03_train", values)).status == "finished"
+    assert [str(file) for file in run.folder.rglob("*") if "/." in str(file.relative_to(outputs))] == []
+    assert list((run.folder / "checkpoints").iterdir()) == []
 
 
 def test_other_runs_are_free(outputs: Path) -> None:
