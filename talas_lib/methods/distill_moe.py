@@ -167,7 +167,7 @@ class DistillMoE(Method):
         from talas_lib.token_losses import alignment_weights
 
         assert batch.tokens is not None
-        config, valid, per_layer = self.config, batch.layout.valid, []
+        config, layout, per_layer = self.config, batch.layout, []
         for layer in LAYERS:
             own, teacher = self.heads["projection"](student.tokens[layer]), batch.tokens.states[layer]
             weights = alignment_weights(
@@ -179,7 +179,7 @@ class DistillMoE(Method):
                 least_cosine=config.align_least_cosine,
                 temperature=config.align_temperature,
             )
-            per_layer.append(cka_loss(own[valid], (weights @ teacher)[valid]))
+            per_layer.append(cka_loss(layout.unpad(own), layout.unpad(weights @ teacher)))
         return torch.stack(per_layer).mean()
 
 

@@ -116,7 +116,7 @@ class DSKD(Method):
         }
 
     def _token_rows(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
-        from talas_lib.token_losses import by_sentence, cross_attention, unit_error
+        from talas_lib.token_losses import cross_attention, errors_of_cells
 
         assert batch.tokens is not None
         assert batch.special is not None
@@ -131,8 +131,7 @@ class DSKD(Method):
             "token_down": (s, down, s_valid & ~batch.special),
         }
         for name, (states, aligned, words) in sides.items():
-            errors = unit_error(states[words], aligned[words], self.config.reduction)
-            rows[name] = by_sentence(errors, words.nonzero()[:, 0], len(words))
+            rows[name] = errors_of_cells(states, aligned, words, self.config.reduction)
         return rows
 
 
