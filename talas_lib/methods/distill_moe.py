@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, weights_in_use
+from talas_lib.methods.base import Method, Needs, weighted_rows, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +123,8 @@ class DistillMoE(Method):
 
     def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
         """The weighted experts' part of each sentence, `[N]`, under its own dropout masks; CKA does not add up over sentences."""
-        import torch
-
         said, shares = self.heads["moe"].parts(student.pooled)
-        rows = self._rows(said, shares, batch.teacher)
-        if not rows:
-            raise NotImplementedError
-        return torch.stack([self.weights[name] * row for name, row in rows.items()]).sum(0)
+        return weighted_rows(self, self._rows(said, shares, batch.teacher))
 
     def output(self) -> torch.nn.Module | None:
         """The mixture of experts behind the pooling, or None for `output: cls`."""
