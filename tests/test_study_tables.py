@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_up_study import METHODS, cells, identity, made_up_run, result, scores, study
 
-from talas_lib import bench, compare, plots, spread
+from talas_lib import bench, compare, params, plots, spread
 from talas_lib.errors import TalasError
 from talas_lib.graph.estimates import Rates
-from talas_lib.study import cost, on_record, resampling, tabulation
+from talas_lib.study import cost, on_record, resampling, tabulation, tuning
 from talas_lib.study import overview as studies
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.tabulation import block_table, choose, runs_table
@@ -296,6 +297,37 @@ def test_a_setting_without_all_scores_is_listed_and_not_chosen() -> None:
     assert settings["chosen"].tolist() == [True, False, True, False]
     assert math.isnan(settings["criterion"].iloc[3])
     assert len(choose(runs, table="other")) == 0
+
+
+def test_what_was_chosen_as_a_table_for_the_preset() -> None:
+    """The text, put behind a preset, gives its runs: method by method, at the setting chosen, with three seeds."""
+    preset = "teacher: tiny\nstudent: tiny\ntasks: tiny\n\ntables:\n  tune:\n    title: Tuning\n"
+    values = yaml.safe_load(preset + tuning.as_yaml(choose(tuned())))
+    (table,) = [table for table in params.expand_tables(values) if table.name == "tuned"]
+    runs = [(c["method"], c["optimizer"], c["teachers"], c["lr"], c["pooling"], c["seed"]) for c in table.cells]
+    assert runs == [
+        *(("talas", "asam", ["tiny"], 2e-5, "cls", seed) for seed in (42, 43, 44)),
+        *(("cdm", "adamw", ["tiny"], 1e-4, "mean", seed) for seed in (42, 43, 44)),
+    ]
+    assert all(cell["min_lr"] is None for cell in table.cells)
+
+
+def test_nothing_is_chosen_out_of_some_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"optimizer": ["asam"], "lr": [2.0e-5, 1.0e-4]}
+    tune = {"title": "Tuning", "tasks": "mini", "beside": ["stsb-dev"], "min_lr": None, "grid": grid}
+    values = study({"tune": tune})
+    recorded(values, lambda number: number == 0)
+    with pytest.raises(TalasError, match="1 of the 2 runs of table `tune` are not on record"):
+        tuning.of(values)
+    recorded(values)
+    chosen = tuning.of(values)
+    assert "[talas, {}, asam, [tiny], 2.0e-05, cls]" in chosen  # equal scores: the first
+    with pytest.raises(TalasError, match="already"):
+        tuning.of(study({"tune": tune, "tuned": tune}))
+    with pytest.raises(TalasError, match="no table `tune`"):
+        tuning.of(study(ONE))
+    assert tuning.main(["smoke"]) == 2
+    assert "no `tables`" in capsys.readouterr().err
 
 
 def test_tuning_on_record() -> None:
