@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
 from pathlib import Path
@@ -38,6 +39,29 @@ def table(text: str, first: str) -> list[list[str]]:
 
 def named(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_readme_s_tables_are_those_of_their_files() -> None:
+    """`<!-- table: file -->` stands above a table: the same rows by name, and numbers that are the file's, rounded."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    marked = re.findall(r"<!-- table: (\S+) -->\n((?:\|.*\n)+)", text)
+    assert marked
+    assert len(marked) == text.count("<!-- table:")
+    for file, shown in marked:
+        with (DOCS.parent / file).open(encoding="utf-8", newline="") as stream:
+            rows = {row[0]: row[1:] for row in csv.reader(stream)}
+        for name, *cells in tables(shown)[0][1:]:
+            numbers = [cell.split(" ")[0].lstrip("+") for cell in cells]
+            known = {f"{float(value):.{_digits(n)}f}" for n in numbers for value in rows[name] if _is_number(value)}
+            assert set(numbers) <= known, (file, name)
+
+
+def _digits(number: str) -> int:
+    return len(number.partition(".")[2])
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", cell) is not None
 
 
 def test_tables_are_whole() -> None:

@@ -218,6 +218,25 @@ class Method:
         return None
 
 
+def simcse_term(method: Method, student: StudentStates, temperature: float) -> dict[str, Tensor]:
+    """SimCSE between the pooled vectors of the two views, by its name; nothing where the method gives it no weight."""
+    from talas_lib import losses
+
+    if "simcse" not in method.weights:
+        return {}
+    assert student.second is not None
+    return {"simcse": losses.info_nce(student.pooled, student.second, temperature)}
+
+
+def weighted_rows(method: Method, rows: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a method's terms by sentence `[N]`, each times its weight: a `row_loss`. NotImplementedError without a term."""
+    if not rows:
+        raise NotImplementedError
+    return sum(
+        (method.weights[name] * row for name, row in rows.items()), start=next(iter(rows.values())).new_zeros(())
+    )
+
+
 def weights_in_use(by_term: Mapping[str, float], method: str) -> dict[str, float]:
     """The terms of positive weight; a term of weight 0 is not computed. ValueError, with the method's name, when none is left."""
     kept = {name: weight for name, weight in by_term.items() if weight > 0}
