@@ -193,6 +193,11 @@ class Method:
         """What this configuration reads; by default the sentence vectors of one teacher."""
         return Needs()
 
+    @classmethod
+    def stages_of(cls, config: Any) -> tuple[Stage, ...]:
+        """The stages that this configuration trains in: `stages`, known before there is a student."""
+        return cls.stages
+
     def prepare(self, preparation: Preparation) -> None:
         """Fit what has to be fitted before training (a PCA, a rotation), into buffers of `heads`."""
 

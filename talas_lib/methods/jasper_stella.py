@@ -71,10 +71,15 @@ class JasperStella(Method):
             )
         self.config = config
         self.head_lr_mult = config.head_lr_mult
-        self.stages = (Stage(config.head_epochs, "heads"), Stage()) if config.head_epochs else (Stage(),)
+        self.stages = self.stages_of(config)
         widths = (sum(teacher_dims), *config.reduced_dims)
         self.heads = nn.ModuleList(linear(student_dim, width, generator=generator) for width in widths)
         self.enter(len(self.stages) - 1)
+
+    @classmethod
+    def stages_of(cls, config: Config) -> tuple[Stage, ...]:
+        """The heads alone first, unless `head_epochs` is 0."""
+        return (Stage(config.head_epochs, "heads"), Stage()) if config.head_epochs else (Stage(),)
 
     @staticmethod
     def needs(config: Config) -> Needs:
