@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def over_epochs(
         own.plot(group["epoch"], group["value"], ".", color=chosen[str(label)], alpha=0.6)
         own.plot(mean.index, mean, "o-", markersize=4, color=chosen[str(label)], label=str(label))
     found = "; ".join(f"{label} {value:.3g}" for label, value in last.items())
-    own.set_title(f"After the last epoch: {found}", fontsize="small", wrap=True)
+    own.set_title(_in_lines(f"After the last epoch: {found}"), fontsize="small")
     own.set(xlabel="epoch", ylabel=_NAMES.get(quantity, quantity), ylim=(0, None))
     own.legend(frameon=False)
     if paper is not None:
@@ -75,10 +76,15 @@ _NAMES = {
     "asam_rise": "loss rise at ASAM's one step",
     "asam_rise_steps": "loss rise in ASAM's ball",
     "random_rise": "loss rise in random directions",
-    "loss_gap": "loss on unseen less training sentences",
+    "loss_gap": "loss on unseen sentences\nless that on training ones",
     "trace": "trace",
     "score": "average score (0 to 100)",
 }
+
+
+def _in_lines(title: str, width: int = 64) -> str:
+    """A title that stays above its own panel."""
+    return textwrap.fill(title, width)
 
 
 def gap(table: pd.DataFrame) -> Figure:
@@ -98,9 +104,8 @@ def gap(table: pd.DataFrame) -> Figure:
     last = rows[(rows["quantity"] == "loss_gap") & (rows["epoch"] == rows["epoch"].max())]
     found = last.groupby("label", sort=False)["value"].mean()
     grid[0][0].set(title="The objective, dropout off", xlabel="epoch", ylabel="loss")
-    grid[0][1].set_title(
-        "Gap in the end: " + "; ".join(f"{k} {v:.3f}" for k, v in found.items()), fontsize="small", wrap=True
-    )
+    in_the_end = "; ".join(f"{k} {v:.3f}" for k, v in found.items())
+    grid[0][1].set_title(_in_lines(f"Gap in the end: {in_the_end}"), fontsize="small")
     grid[0][1].set(xlabel="epoch", ylabel=_NAMES["loss_gap"])
     for axes in grid[0]:
         axes.legend(frameon=False, fontsize="x-small")
