@@ -1,6 +1,7 @@
 """Rewrite requirements.lock and requirements-docs.lock from the packages of the running environment: `make lock`.
 
-What only the extra `docs` of pyproject.toml asks for, directly or through others, goes into requirements-docs.lock. Versions are read from the environment; the hashes are those the package index serves for all platforms, so one lock
+What only the extra `docs` of pyproject.toml asks for, directly or through others, goes into requirements-docs.lock.
+Versions are read from the environment; the hashes are those the package index serves for all platforms, so one lock
 works on Linux and macOS. `uv` does the look-up; it is installed in a temporary folder, not in the environment.
 """
 

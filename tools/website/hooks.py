@@ -1,11 +1,12 @@
 """mkdocs hooks: what notebooks need beyond mkdocs-jupyter.
 
-Its pages carry their style sheet and load MathJax and Mermaid from the network, each page anew. Here the sheet is a file that all share,
-the scripts go, and every page says how it was executed.
+Its pages carry their style sheet and load MathJax and Mermaid from the network, each page anew. Here the sheet is a file that
+all share, the scripts go, and every page says how it was executed.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
 SHEET = "assets/notebook.css"
 SMOKE = """<div class="admonition warning"><p class="admonition-title">Executed on tiny random models</p>
-<p>This page was made with the preset <code>smoke</code>: teacher and student have random weights and a few dozen synthetic sentences.
-It shows how the notebook runs and what it draws; its numbers mean nothing. What real models give is under
+<p>This page was made with the preset <code>smoke</code>: teacher and student have random weights and read a few dozen
+synthetic sentences. It shows how the notebook runs and what it draws; its numbers mean nothing. What real models give is under
 <a href="../results/index.html">Results</a>.</p></div>"""
 AS_IS = """<div class="admonition note"><p class="admonition-title">Executed as it is</p>
 <p>{what} What real models give is under <a href="../results/index.html">Results</a>.</p></div>"""
@@ -25,14 +26,16 @@ OTHERS = {
     "a": "This notebook needs nothing but itself; where a model occurs, it is a tiny one with random weights.",
 }
 PROMPTS = re.compile(r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>', re.DOTALL)
-COPIES = re.compile(r'<div class="clipboard-copy-txt" id="cell-\d+">[^<]*</div>|<div id="cell-\d+" class="clipboard-copy-txt">[^<]*</div>')
+COPIES = re.compile(r'<div (?=[^>]*class="clipboard-copy-txt")[^>]*>[^<]*</div>')
 CODE = re.compile(r'<div class="highlight-ipynb hl-(\w+)\s*"><pre>(.*?)</pre></div>', re.DOTALL)
 HEADING = re.compile(r'<h([1-3])([^>]*?) id="([^"]*)"')
+NO_ALT = "No description has been provided for this image"  # what nbconvert writes
 _styles: list[str] = []
 
 
 def on_pre_build(config: Any) -> None:
     _styles.clear()
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert's warnings of figures without a description
 
 
 def notice(name: str) -> str:
@@ -49,6 +52,7 @@ def slimmed(html: str, styles: list[str]) -> str:
         if style.strip() and style not in styles:
             styles.append(style)
     bare = COPIES.sub("", PROMPTS.sub("", STYLE.sub("", SCRIPT.sub("", html))))
+    bare = bare.replace(NO_ALT, "figure made by the cell above")
     return CODE.sub(r'<div class="language-\1 highlight"><pre><code>\2</code></pre></div>', bare)
 
 

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 # what a browser fetches to show a page; only `a` may lead away
 FETCHED = {"src", "srcset", "poster", "data"}
 CSS_URL = re.compile(r"""url\(\s*['"]?(?:https?:)?//|@import\s+['"](?:https?:)?//""")
@@ -54,13 +53,11 @@ class Found(HTMLParser):
             self.fetched.append("https:" + match[0])
 
 
-KNOWN_TAGS = frozenset(
-    """a abbr article aside audio b blockquote body br button caption center cite code col colgroup data dd del details dfn
-    div dl dt em fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label
-    legend li link main mark meta nav noscript object ol option output p picture pre progress q s samp script section select
-    small source span strong style sub summary sup svg table tbody td template textarea tfoot th thead time title tr tt u ul
-    var video wbr autoref""".split()
-)
+TAGS = """a abbr article aside audio b blockquote body br button caption center cite code col colgroup data dd del details dfn div
+dl dt em fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label legend li
+link main mark meta nav noscript object ol option output p picture pre progress q s samp script section select small source span
+strong style sub summary sup svg table tbody td template textarea tfoot th thead time title tr tt u ul var video wbr autoref"""
+KNOWN_TAGS = frozenset(TAGS.split())
 
 
 def faults(site: Path) -> list[str]:
@@ -70,7 +67,9 @@ def faults(site: Path) -> list[str]:
     for file, page in pages.items():
         name = file.relative_to(site.resolve()).as_posix()
         wrong += [f"{name}: {link} is fetched from elsewhere" for link in page.fetched if _elsewhere(link)]
-        wrong += [f"{name}: <{tag}> is no HTML: a text in angle brackets that is not code" for tag in page.tags - KNOWN_TAGS]
+        wrong += [
+            f"{name}: <{tag}> is no HTML: a text in angle brackets that is not code" for tag in page.tags - KNOWN_TAGS
+        ]
         for link in dict.fromkeys([*page.links, *page.fetched]):
             if (fault := _fault(link, file, site.resolve(), pages)) is not None:
                 wrong.append(f"{name}: {fault}")

@@ -1,7 +1,8 @@
 """The pages mkdocs reads: the repository's own texts where they are, and what is generated beside them.
 
-The folder of pages has the repository's layout, so links between texts hold as they are written. What a browser could not show gets a
-page: a module its part of the API reference, another text file its listing. Code spans that name such a thing become links to it.
+The folder of pages has the repository's layout, so links between texts hold as they are written. What a browser could not show
+gets a page: a module its part of the API reference, another text file its listing. Code spans that name such a thing become
+links to it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def public_names(module: str) -> frozenset[str]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             names.add(node.name)
             inner = node.body if isinstance(node, ast.ClassDef) else []
-            names |= {f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef) and one.name[0] != "_"}
+            names |= {
+                f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef) and one.name[0] != "_"
+            }
     return frozenset(names)
 
 
@@ -129,14 +132,20 @@ def api_nav() -> Nav:
         for name in names:
             inner = [module for module in modules() if module.startswith(f"{name}.")]
             own = {name: api_page(name)}
-            entries.append({name: [api_page(name), *({one.partition(".")[2]: api_page(one)} for one in inner)]} if inner else own)
+            entries.append(
+                {name: [api_page(name), *({one.partition(".")[2]: api_page(one)} for one in inner)]} if inner else own
+            )
         nav.append({title: entries})
     return nav
 
 
 def api_pages() -> Iterator[tuple[str, str]]:
     """(path, text) of every page of the reference."""
-    lines = ["# API reference", "", "Every public module of `talas_lib`, in the order of [architecture](../docs/architecture.md):"]
+    lines = [
+        "# API reference",
+        "",
+        "Every public module of `talas_lib`, in the order of [architecture](../docs/architecture.md):",
+    ]
     lines += ["each row imports from those above it. The text is that of the docstrings.", ""]
     lines += ["::: talas_lib", "    options:", "      members: false", "      heading_level: 2", ""]
     for title, names in groups().items():
@@ -177,6 +186,9 @@ class Linker:
         if dotted in modules() and (page == "docs/architecture.md" or "/" in name or "." in name) and dotted:
             return api_page(dotted)
         inside = f"results/{span}README.md"
+        if re.fullmatch(r"params/\w+/", span) and (ROOT / span).is_dir():
+            self.wanted.add(span.rstrip("/"))
+            return f"files/{span}README.md"
         if span.endswith("/") and page == "results/README.md" and (ROOT / "results" / span).is_dir():
             return inside
         return self.file(span.rstrip("/"))
@@ -225,8 +237,12 @@ class Linker:
         pieces, last = [], 0
         for fence in [*FENCE.finditer(text), None]:
             prose = text[last : fence.start() if fence else len(text)]
-            lines = [line if line.startswith("    ") and "|" not in line[:6] else SPAN.sub(spanned, LINK.sub(redirected, line))
-                     for line in prose.split("\n")]
+            lines = [
+                line
+                if line.startswith("    ") and "|" not in line[:6]
+                else SPAN.sub(spanned, LINK.sub(redirected, line))
+                for line in prose.split("\n")
+            ]
             pieces.append("\n".join(lines))
             if fence:
                 pieces.append(fence[0])
@@ -244,16 +260,18 @@ def lay_out(folder: Path, executed: dict[str, Path], results: dict[str, str], as
     linker, written = Linker(), dict(results)
     for path in texts():
         text = (ROOT / path).read_text(encoding="utf-8")
-        written[path] = linker.linked(results[path] if path in results else text, path)
+        written[path] = linker.linked(results.get(path, text), path)
     for path in set(results) - set(texts()):
         written[path] = linker.linked(results[path], path)
     for path, text in api_pages():
         written[path] = text
     for name, file in executed.items():
         written[f"notebooks/{name}.ipynb"] = notebook_page(name, file, linker)
-    while missing := {path for path in linker.wanted if f"files/{path}.md" not in written}:
-        for path in missing:
-            written[f"files/{path}.md"] = listing(path)
+    folders = {path for path in linker.wanted if (ROOT / path).is_dir()}
+    for path in folders:
+        written[f"files/{path}/README.md"] = index(path, linker)
+    for path in linker.wanted - folders:
+        written[f"files/{path}.md"] = listing(path)
     for path, text in written.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
@@ -277,6 +295,13 @@ def listing(path: str) -> str:
     return f"# {path}\n\n`````{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n`````\n"
 
 
+def index(folder: str, linker: Linker) -> str:
+    """A page that links the files of a folder."""
+    names = sorted(file.name for file in (ROOT / folder).glob("*.yaml"))
+    linker.wanted |= {f"{folder}/{name}" for name in names}
+    return "\n".join([f"# {folder}", "", *(f"- [{name}]({name}.md)" for name in names), ""])
+
+
 def notebook_page(name: str, executed: Path, linker: Linker) -> str:
     """An executed notebook for reading: linked, without progress bars and without paths of the machine it ran on."""
     book = nbformat.read(executed, as_version=4)
@@ -288,9 +313,10 @@ def notebook_page(name: str, executed: Path, linker: Linker) -> str:
         widget = "application/vnd.jupyter.widget-view+json"
         cell.outputs = [output for output in cell.outputs if widget not in output.get("data", {})]
         for output in cell.outputs:
-            for kind in {"image/png", "image/svg+xml"} & set(output.get("data", {})):
-                output.metadata[kind] = output.metadata.get(kind, {}) | {"alt": "figure of the cell above"}
-            for holder, field in [(output, "text"), *((output.get("data", {}), kind) for kind in ("text/plain", "text/html"))]:
+            for holder, field in [
+                (output, "text"),
+                *((output.get("data", {}), kind) for kind in ("text/plain", "text/html")),
+            ]:
                 if isinstance(holder.get(field), str):
                     holder[field] = holder[field].replace(str(outputs), "outputs").replace(f"{ROOT}{os.sep}", "")
     book.metadata.pop("widgets", None)

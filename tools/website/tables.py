@@ -64,7 +64,10 @@ def table(file: Path) -> str:
 def about() -> dict[str, tuple[str, str]]:
     """What results/README.md says of each folder: who made it, what it shows."""
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    return {name: (made, shows) for name, made, shows in re.findall(r"^\| `([\w-]+)/` \| (.*) \| (.*) \|$", text, re.MULTILINE)}
+    return {
+        name: (made, shows)
+        for name, made, shows in re.findall(r"^\| `([\w-]+)/` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    }
 
 
 def pages() -> dict[str, str]:
@@ -101,14 +104,21 @@ def folder_pages(folder: Path) -> dict[str, str]:
         lines += [f"![{file.stem}]({file.relative_to(folder).as_posix()})\n" for file in pictures]
     tables = [file for file in inside if file.suffix == ".csv" and file.with_suffix(".md") not in texts]
     if tables:
-        lines += ["## Tables", "", "A click on a heading sorts. Numbers are rounded to five digits; the files have them all.", ""]
+        lines += [
+            "## Tables",
+            "",
+            "A click on a heading sorts. Numbers are rounded to five digits; the files have them all.",
+            "",
+        ]
     for file in tables:
         local = file.relative_to(folder).as_posix()
         name, rows = local.removesuffix(".csv"), len(read(file)[1])
         lines += [f"### {name}", ""]
         if rows > LONG:
             where = f"{path}/{name}.table.md"
-            found[where] = f"# {folder.name}: {name}\n\nFrom [{file.name}]({file.name}), {rows} rows.\n\n{table(file)}\n"
+            found[where] = (
+                f"# {folder.name}: {name}\n\nFrom [{file.name}]({file.name}), {rows} rows.\n\n{table(file)}\n"
+            )
             lines += [f"[{rows} rows]({name}.table.md), from [{file.name}]({local}).", ""]
         else:
             lines += [table(file), "", f"From [{file.name}]({local}).", ""]
