@@ -13,7 +13,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v "$$p" && break; done)
 # one file says that .venv holds what this lock and this torch ask for
 READY := $(VENV)/.ready-$(shell (cat requirements.lock; echo torch==$(TORCH_VERSION)) | cksum | tr ' ' '-')
-# the same for the packages of the site, which only `make docs` installs
+# The site's packages lie in a folder of their own, so that .venv and its JupyterLab are the same with and without them.
+DOCS := $(CURDIR)/$(VENV)/docs
 DOCS_READY := $(VENV)/.docs-ready-$(shell cat requirements-docs.lock | cksum | tr ' ' '-')
 # commands see .venv first and its Jupyter kernel before any of the user's
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
@@ -53,14 +54,14 @@ bench: $(READY)  ## time and memory of all that is done here beside the usual wa
 test: $(READY)  ## tests but the slow and the browser ones; needs no network
 	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
-test-all: $(READY)  ## all tests (those that need local data or a browser skip without it)
-	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test-all: $(READY)  ## all tests (those that need local data, a browser or the packages of make docs skip without them)
+	@PYTHONPATH="$(DOCS)" $(RUN) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lab: $(READY)  ## JupyterLab, opened at notebooks/00_quickstart.ipynb
 	@$(RUN) jupyter lab notebooks/00_quickstart.ipynb $(ARGS)
 
 docs: $(DOCS_READY)  ## the site: notebooks executed on tiny models, guides, results, API, search; outputs/site/html/index.html
-	@$(RUN) python -m tools.website
+	@PYTHONPATH="$(DOCS)" $(RUN) python -m tools.website
 
 lint: $(READY)  ## ruff, mypy, and no notebook with outputs; changes nothing
 	@$(RUN) ruff check .
@@ -74,7 +75,7 @@ format: $(READY)  ## ruff's fixes and format, outputs stripped from the notebook
 	@$(if $(NOTEBOOKS),$(RUN) nbstripout $(NOTEBOOKS))
 
 lock: $(DOCS_READY)  ## rewrite requirements.lock and requirements-docs.lock from what .venv holds now
-	@$(RUN) python tools/lock.py
+	@PYTHONPATH="$(DOCS)" $(RUN) python tools/lock.py
 
 clean-cache: $(READY)  ## delete outputs/cache: teacher embeddings and unpacked models, made again when needed; runs stay
 	@$(RUN) python -c 'import shutil; from talas_lib import paths; folder = paths.cache_dir(); \
@@ -99,8 +100,8 @@ $(READY):
 	@rm -f $(VENV)/.ready-* && touch $@
 	@echo "set-up done: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
 
-# A new set-up of .venv removes the mark: what the lock pins is then checked again.
 $(DOCS_READY): $(READY)
-	@echo "set-up for the site: the packages of requirements-docs.lock (about 20 MB)"
-	@$(PIP) install --require-hashes --no-deps -r requirements-docs.lock
-	@rm -f $(VENV)/.docs-ready-* && touch $@
+	@echo "set-up for the site: the packages of requirements-docs.lock (about 25 MB)"
+	@rm -rf "$(DOCS)" $(VENV)/.docs-ready-*
+	@$(PIP) install --require-hashes --no-deps --target "$(DOCS)" -r requirements-docs.lock
+	@touch $@

@@ -38,7 +38,7 @@ HEADER = """\
 
 DOCS_HEADER = """\
 # What `make docs` needs beside requirements.lock; written by `make lock`, not by hand.
-# Install with `pip install --require-hashes --no-deps -r requirements-docs.lock` (`make docs` does).
+# `make docs` installs it into .venv/docs: `pip install --require-hashes --no-deps --target .venv/docs -r requirements-docs.lock`.
 """
 
 

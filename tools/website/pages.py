@@ -71,6 +71,7 @@ def files_of(nav: Nav) -> Iterator[str]:
 # ---- API reference
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Source file by dotted name below talas_lib (`losses`, `methods`, `methods.talas`) of every public module."""
     found = {}
@@ -158,7 +159,7 @@ def api_pages() -> Iterator[tuple[str, str]]:
     for name in modules():
         if name:
             escaped = name.replace("__", "\\_\\_")
-            yield api_page(name), f"# {escaped}\n\n::: talas_lib.{name}\n"
+            yield api_page(name), f"# talas_lib.{escaped}\n\n::: talas_lib.{name}\n"
 
 
 # ---- links of code spans

@@ -49,9 +49,9 @@ def table(file: Path) -> str:
     if not rows:
         return "No rows yet."
     constant, left = split_constant(head, rows)
-    said = "".join(f"<li>{html.escape(name)}: {html.escape(value)}</li>" for name, value in constant.items())
+    said = "; ".join(f"{html.escape(name)} {html.escape(value)}" for name, value in constant.items())
     numeric = {n for n in left if all(NUMBER.match(row[n]) or row[n] in ("", "–") for row in rows)}
-    lines = [f'<p>The same in every row:</p>\n<ul class="constant">{said}</ul>'] if said else []
+    lines = [f"<p>The same in every row: {said}.</p>"] if said else []
     lines += ['<div class="results-table"><table>', "<thead><tr>"]
     lines += [f"<th{' class=number' if n in numeric else ''}>{html.escape(head[n]) or '&nbsp;'}</th>" for n in left]
     lines += ["</tr></thead>", "<tbody>"]

@@ -1,4 +1,4 @@
-// $...$ in notebooks, \(...\) as arithmatex writes it elsewhere; nothing outside of these two is read as mathematics.
+// $...$ in notebooks and their contents, \(...\) as arithmatex writes it; nothing else is read as mathematics.
 window.MathJax = {
   tex: {
     inlineMath: [["$", "$"], ["\\(", "\\)"]],
@@ -6,6 +6,6 @@ window.MathJax = {
     processEscapes: true,
     packages: { "[-]": ["autoload", "require"] }, // the page carries all it needs
   },
-  options: { ignoreHtmlClass: "md-header|md-container", processHtmlClass: "arithmatex|jp-RenderedMarkdown", enableMenu: false },
+  options: { ignoreHtmlClass: "md-header|md-container", processHtmlClass: "arithmatex|jp-RenderedMarkdown|md-nav__item", enableMenu: false },
   svg: { fontCache: "global" },
 }
