@@ -16,16 +16,16 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.website import execute, hooks, links, pages, tables
+from tools.website import execute, hooks, linking, links, pages, reference, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = {"results/": tables.nav(), "api/": pages.api_nav()}
+GENERATED = {"results/": tables.nav(), "api/": reference.api_nav()}
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 HAVE_MKDOCS = all(find_spec(name) for name in ("mkdocs", "material", "mkdocs_jupyter", "mkdocstrings", "mathjax"))
 
 
 def written_nav() -> list[Any]:
-    return yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=pages._Lenient)["nav"]
+    return yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 
 
 def shown() -> list[str]:
@@ -39,7 +39,7 @@ def test_every_entry_of_the_navigation_is_there() -> None:
     optional = {"docs/course.md", "docs/faq.md"}
     for path in pages.files_of(written_nav()):
         assert path in GENERATED or path in optional or (ROOT / path).is_file(), path
-    generated = {path for path, _ in pages.api_pages()} | set(tables.pages())
+    generated = {path for path, _ in reference.api_pages()} | set(tables.pages())
     assert {path for path in shown() if path not in generated and not (ROOT / path).is_file()} == set()
 
 
@@ -51,7 +51,7 @@ def test_every_notebook_page_and_module_is_in_the_navigation() -> None:
     listed = set(shown())
     assert {f"notebooks/{file.name}" for file in (ROOT / "notebooks").glob("*.ipynb")} <= listed
     assert set(pages.texts()) <= listed
-    assert {pages.api_page(name) for name in pages.modules()} <= listed
+    assert {reference.api_page(name) for name in reference.modules()} <= listed
     assert {path.relative_to(ROOT / "results").parts[0] for path in (ROOT / "results").glob("*/")} >= {
         folder.name for folder in tables.folders()
     }
@@ -59,15 +59,15 @@ def test_every_notebook_page_and_module_is_in_the_navigation() -> None:
 
 def test_modules_are_the_packages_files() -> None:
     files = {file for file in (ROOT / "talas_lib").rglob("*.py") if not re.match(r"_(?!_)", file.name)}
-    assert set(pages.modules().values()) == files
-    assert all(pages.summary(file) for file in files), "a module without a docstring"
+    assert set(reference.modules().values()) == files
+    assert all(reference.summary(file) for file in files), "a module without a docstring"
 
 
 def test_the_groups_are_the_rows_of_the_architecture_page() -> None:
-    found = pages.groups()
+    found = reference.groups()
     assert len(found) == 5
     assert sorted(name for row in found.values() for name in row) == sorted(
-        {name.partition(".")[0] for name in pages.modules() if name}
+        {name.partition(".")[0] for name in reference.modules() if name}
     )
 
 
@@ -114,11 +114,11 @@ def test_a_notebook_that_fails_is_named_and_executed_again(tmp_path: Path, monke
 
 
 def outside_of_code(text: str) -> Iterator[str]:
-    yield from re.findall(r"(?<!`)`([^`\n]+)`(?!`)", pages.FENCE.sub("", text))
+    yield from re.findall(r"(?<!`)`([^`\n]+)`(?!`)", linking.FENCE.sub("", text))
 
 
 def test_the_glossary_names_what_is_there() -> None:
-    linker = pages.Linker()
+    linker = linking.Linker()
     for span in outside_of_code(GLOSSARY):
         if "." in span or "/" in span:
             assert linker.target(span, "docs/glossary.md"), span
@@ -128,13 +128,13 @@ def test_the_glossary_names_what_is_there() -> None:
 
 def slugs(text: str) -> set[str]:
     """Anchors of a page's headings, as GitHub and mkdocs make them."""
-    titles = re.findall(r"^#+ (.+)$", pages.FENCE.sub("", text), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", linking.FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
 
 @pytest.mark.parametrize("path", pages.texts())
 def test_links_between_texts_hold(path: str) -> None:
-    text = pages.FENCE.sub("", (ROOT / path).read_text(encoding="utf-8"))
+    text = linking.FENCE.sub("", (ROOT / path).read_text(encoding="utf-8"))
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
         file, _, anchor = link.partition("#")
         if "://" not in link:
@@ -163,11 +163,11 @@ def test_links_between_texts_hold(path: str) -> None:
     ],
 )  # fmt: skip
 def test_what_a_text_names_is_linked(text: str, page: str, expected: str) -> None:
-    assert pages.Linker().linked(text, page) == expected
+    assert linking.Linker().linked(text, page) == expected
 
 
 def test_links_of_notebooks_lead_to_built_pages() -> None:
-    linked = pages.Linker().linked("[b](01_data.ipynb) `losses.tamd`", "notebooks/00_quickstart.ipynb", pages.as_html)
+    linked = linking.Linker().linked("[b](01_data.ipynb) `losses.tamd`", "notebooks/00_quickstart.ipynb", pages.as_html)
     assert linked == "[b](01_data.html) [`losses.tamd`](../api/losses.html#talas_lib.losses.tamd)"
     assert pages.as_html("results/README.md") == "results/index.html"
 
@@ -181,7 +181,7 @@ def test_an_executed_notebook_shows_no_path_and_no_progress_bar(tmp_path: Path) 
     ]
     (tmp_path / "key" / "nb").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "key" / "nb" / "x.ipynb")
-    book = nbformat.reads(pages.notebook_page("x", tmp_path / "key" / "nb" / "x.ipynb", pages.Linker()), as_version=4)
+    book = nbformat.reads(pages.notebook_page("x", tmp_path / "key" / "nb" / "x.ipynb", linking.Linker()), as_version=4)
     (output,) = book.cells[0].outputs
     assert output.text == "outputs/run/model\nparams/x"
 

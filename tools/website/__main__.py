@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from talas_lib import paths
-from tools.website import execute, links, pages, tables
+from tools.website import execute, links, pages, reference, tables
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("mkdocs", "mkdocs-material", "mkdocs-jupyter", "mkdocstrings", "mkdocstrings-python", "django-static-mathjax")
@@ -20,7 +20,7 @@ TOOLS = ("mkdocs", "mkdocs-material", "mkdocs-jupyter", "mkdocstrings", "mkdocst
 def digest(folder: Path) -> str:
     """Hash of all that decides what mkdocs makes: pages, library (for its docstrings), settings and versions."""
     found = hashlib.sha256(" ".join(f"{name}=={metadata.version(name)}" for name in TOOLS).encode())
-    package = [(pages.ROOT, file) for file in sorted(pages.PACKAGE.rglob("*.py"))]
+    package = [(pages.ROOT, file) for file in sorted(reference.PACKAGE.rglob("*.py"))]
     own = [(pages.ROOT, file) for file in [*sorted(HERE.rglob("*.*")), pages.CONFIG] if "__pycache__" not in file.parts]
     staged = [(folder, file) for file in sorted(folder.rglob("*")) if file.is_file()]
     for root, file in [*package, *own, *staged]:
@@ -42,7 +42,7 @@ def build(staged: Path, html: Path) -> None:
     from mkdocs.commands import build as mkdocs_build
     from mkdocs.config import load_config
 
-    nav = pages.navigation({"results/": tables.nav(), "api/": pages.api_nav()})
+    nav = pages.navigation({"results/": tables.nav(), "api/": reference.api_nav()})
     config = load_config(str(pages.CONFIG), docs_dir=str(staged), site_dir=str(html), nav=nav)
     config.plugins.on_startup(command="build", dirty=False)
     try:
