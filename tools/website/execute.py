@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from talas_lib import params
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 # what changes the output of any notebook
@@ -52,24 +54,25 @@ class Job:
         return self.notebook + self.label
 
 
-def _job(notebook: str, of: str | None = None, label: str = "", **values: Any) -> Job:
+def _job(notebook: str, of: str | None = None, label: str = "", **changes: Any) -> Job:
+    """A notebook on what it takes of the smoke preset."""
+    taken = set(params.notebook_schema(notebook).names) if notebook in params.notebook_names() else set()
+    values = {name: value for name, value in (SMOKE | changes).items() if name in taken}
     return Job(notebook, tuple(values.items()), of, label)
 
 
 def chain() -> list[Job]:
     """The notebooks that build on one another, in order."""
-    jobs = [_job("00_quickstart", **SMOKE), _job("01_data", **SMOKE), _job("02_cache_teacher", **SMOKE)]
+    jobs = [_job("00_quickstart"), _job("01_data"), _job("02_cache_teacher")]
     for optimizer in (FIRST, SHOWN):
         label = "" if optimizer == SHOWN else f"-{optimizer}"
-        given = SMOKE | {"optimizer": optimizer}
-        jobs.append(_job("03_train", label=label, **given))
-        jobs += [_job(name, optimizer, label, **given) for name in ("04_evaluate", "05_sharpness")]
-    jobs.append(_job("06_compare", **SMOKE))
-    return [*jobs, _job("08_explore", SHOWN), _job("09_export", SHOWN, tasks=SMOKE["tasks"])]
+        jobs.append(_job("03_train", label=label, optimizer=optimizer))
+        jobs += [_job(name, optimizer, label) for name in ("04_evaluate", "05_sharpness")]
+    return [*jobs, _job("06_compare"), _job("08_explore", SHOWN), _job("09_export", SHOWN)]
 
 
 def alone() -> list[Job]:
-    """The notebooks that need none of the others, as they are."""
+    """The notebooks that need none of the others."""
     linked = {job.notebook for job in chain()}
     return [_job(name) for name in sorted(file.stem for file in NOTEBOOKS.glob("*.ipynb")) if name not in linked]
 
@@ -144,7 +147,4 @@ def _papermill(job: Job, folder: Path) -> None:
 
 
 def _run_id(optimizer: str) -> str:
-    from talas_lib import params
-
-    values = {name: value for name, value in SMOKE.items() if name not in ("grid", "report")}
-    return params.resolve("03_train", values | {"optimizer": optimizer}).run_id
+    return params.resolve("03_train", dict(_job("03_train", optimizer=optimizer).values)).run_id
