@@ -153,14 +153,21 @@ def _pooling_mode(pooling: str) -> str:
 
 
 def replace_folder(staging: Path, folder: Path) -> None:
-    """Put a finished copy in the place of a folder by renames, readable by all as other files are."""
+    """Put a finished copy in the place of a folder by renames, readable by all as other files are. Where that fails, the folder
+    is back in its place."""
     os.chmod(staging, 0o755)
     for file in staging.rglob("*.safetensors"):
         file.chmod(0o644)  # written through a temporary file that only its owner may read
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        os.replace(folder, old / "was")
-        os.replace(staging, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.replace(folder, old / "was")
+            try:
+                os.replace(staging, folder)
+            except OSError:
+                os.replace(old / "was", folder)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(staging, folder)

@@ -6,6 +6,7 @@ functions with explanations around them.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from talas_lib import (
     methods,
     model_folders,
     params,
+    run_lock,
     runs,
     sources,
 )
@@ -154,26 +156,62 @@ def training_data(p: ResolvedParams, student: Encoder, corpus: Corpus, caches: C
 def train_run(
     p: ResolvedParams, *, progress: Progress | None = None, on_log: Callable[[dict[str, Any]], None] | None = None
 ) -> runs.Run:
-    """Train one configuration, or go on where it stopped, or return the finished run untouched."""
+    """Train one configuration, or go on where it stopped, or return the finished run untouched.
+
+    TalasError when another process trains this run.
+    """
     run = runs.open_run(p, create=False)
-    if run.read_record("train") is not None:
-        (run.folder / CHECKPOINT).unlink(missing_ok=True)  # of a process that ended right after the record
-        return run
-    corpus = load_corpus(p)
-    if methods.builds_student(p.method):
-        return _build_run(p, corpus, progress)
-    caches = open_caches(p, corpus)
-    first = distribution.is_first()  # of the processes that train together; the others write nothing
-    run = distribution.first_then_all(lambda: runs.open_run(p))  # not made before all that it reads is there
+    if not _finished(run):
+        _check_keep_epochs(p)
+        run_lock.refuse_if_trained(run)  # before the caches, which may take long
+        corpus = load_corpus(p)
+        computed = methods.builds_student(p.method)
+        caches = _vocabulary_cache(p, progress) if computed else open_caches(p, corpus)
+        run = distribution.first_then_all(lambda: runs.open_run(p))  # not made before all that it reads is there
+        with run_lock.training(run):
+            if not _finished(run):  # by another process, while the caches were made
+                if computed:
+                    _build(p, run, corpus, caches)
+                else:
+                    _train(p, run, corpus, caches, progress, on_log)
+                distribution.wait()
+    if distribution.is_first():
+        _tidy(run)
+    return run
+
+
+def _tidy(run: runs.Run) -> None:
+    """Remove what a finished run needs no more, and what processes that were killed left half-written."""
+    checkpoint = run.folder / CHECKPOINT
+    for file in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")):
+        file.unlink(missing_ok=True)
+    for folder in run.folder.glob(".model.*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    run_lock.clear(run)
+
+
+def _finished(run: runs.Run) -> bool:
+    """Whether the record of training is there; of several processes the first one's answer counts."""
+    return bool(distribution.first_says(run.read_record("train") is not None))
+
+
+def _train(
+    p: ResolvedParams,
+    run: runs.Run,
+    corpus: Corpus,
+    caches: Caches,
+    progress: Progress | None,
+    on_log: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    """The steps of a run and its student; of several processes the first alone writes."""
     student = sources.load_student(p.student_spec, device=sources.pick_device(p.device))
     method = build_method(p, student=student, teacher_dims=caches.dims)
     prepare(p, method, student, corpus, caches)
     settings = settings_of(p)
     plan, per_epoch = spans(method.stages, len(corpus.texts), settings), settings.steps_per_epoch(len(corpus.texts))
     total = plan[-1].stop
-    _check_keep_epochs(p, total // per_epoch)
     checkpoint = run.folder / CHECKPOINT
-    if first:
+    if distribution.is_first():
         run.truncate_metrics(checkpoints.finished_steps(checkpoint))
     watch = collapse.Watch(total, collapse.Circumstances.of(p, method.weights, student))
     for earlier in run.read_metrics():
@@ -203,14 +241,14 @@ def train_run(
         on_epoch=keep,
         nonfinite=cast("Policy", p.nonfinite),
     )
-    if first:
+    if distribution.is_first():
         _finish(run, student, method, corpus, caches, result, watch.message)
-    distribution.wait()
-    return run
 
 
-def _check_keep_epochs(p: ResolvedParams, epochs: int) -> None:
-    """TalasError when weights of an epoch are to be kept that the run does not reach."""
+def _check_keep_epochs(p: ResolvedParams) -> None:
+    """TalasError when weights of an epoch are to be kept that the run, all stages of its method together, does not reach."""
+    stages = methods.method_class(p.method).stages_of(p.method_config)
+    epochs = sum(p.epochs if stage.epochs is None else stage.epochs for stage in stages)
     beyond = [str(epoch) for epoch in p.keep_epochs if epoch > epochs]
     if beyond:
         raise TalasError(
@@ -218,18 +256,26 @@ def _check_keep_epochs(p: ResolvedParams, epochs: int) -> None:
         )
 
 
-def _build_run(p: ResolvedParams, corpus: Corpus, progress: Progress | None) -> runs.Run:
-    """The run of a method that computes its student from the teacher's vectors of the vocabulary: no steps, one logged row."""
-    from talas_lib import losses
+def _vocabulary_cache(p: ResolvedParams, progress: Progress | None) -> Caches:
+    """The teacher's vectors of the vocabulary, for a method that computes its student from them."""
     from talas_lib.corpora import Corpus
 
     method: Any = methods.method_class(p.method)(p.method_config)  # type: ignore[call-arg]
+    texts = tuple(method.vocabulary(sources.load_tokenizer(p.student_spec).tokenizer))
+    return Caches((cache_teacher(p, Corpus("vocabulary", texts, ("",) * len(texts)), progress=progress),))
+
+
+def _build(p: ResolvedParams, run: runs.Run, corpus: Corpus, caches: Caches) -> None:
+    """The run of a method that computes its student from the teacher's vectors of the vocabulary: no steps, one logged row."""
+    if not distribution.is_first():
+        return
+    from talas_lib import losses
+
+    method: Any = methods.method_class(p.method)(p.method_config)  # type: ignore[call-arg]
     tokenizer = sources.load_tokenizer(p.student_spec).tokenizer
-    texts = tuple(method.vocabulary(tokenizer))
-    cache = cache_teacher(p, Corpus("vocabulary", texts, ("",) * len(texts)), progress=progress)
-    run = runs.open_run(p)
+    (cache,) = caches.vectors
     began = time.perf_counter()
-    student = method.build_student(tokenizer, corpus.texts, cache.vectors(np.arange(len(texts))))
+    student = method.build_student(tokenizer, corpus.texts, cache.vectors(np.arange(len(cache))))
     seconds = time.perf_counter() - began
     sample = torch.from_numpy(student.encode(corpus.texts[:256]))
     geometry = {
@@ -239,7 +285,7 @@ def _build_run(p: ResolvedParams, corpus: Corpus, progress: Progress | None) -> 
     run.truncate_metrics(0)
     run.append_metrics({"step": 0, "epoch": 0.0, "lr": 0.0, **geometry})
     result = TrainingResult(0, seconds, 0, geometry)
-    return _finish(run, student, method, corpus, Caches((cache,)), result, collapse.check(geometry))
+    _finish(run, student, method, corpus, caches, result, collapse.check(geometry))
 
 
 def _finish(
@@ -250,7 +296,7 @@ def _finish(
     caches: Caches,
     result: TrainingResult,
     alarm: str | None,
-) -> runs.Run:
+) -> None:
     """Save the student with what the method leaves behind its pooling, load it back, and write the record last.
 
     alarm: what `collapse` has to say of the training, None for nothing.
@@ -282,8 +328,6 @@ def _finish(
     }
     model_card.write(run, record)
     run.write_record("train", record)
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    return run
 
 
 def load_run_student(run: runs.Run) -> Encoder:

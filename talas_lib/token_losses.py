@@ -48,6 +48,17 @@ def by_sentence(errors: Tensor, sentence: Tensor, sentences: int) -> Tensor:
     return sums * (sentences / max(len(errors), 1))
 
 
+def errors_of_cells(x: Tensor, y: Tensor, cells: Tensor, reduction: str = "mean_d") -> Tensor:
+    """`unit_error` of the chosen cells of two grids `[N, L, dim]`, gathered as `by_sentence` does, `[N]`; cells: bool `[N, L]`.
+
+    Nothing is cut out: a result whose size depends on the data makes a CPU wait for its GPU. The other cells are filled with
+    equal vectors, whose error and gradient are exactly 0.
+    """
+    others = ~cells[..., None]
+    errors = unit_error(x.masked_fill(others, 1.0), y.masked_fill(others, 1.0), reduction)
+    return errors.sum(1) * (len(cells) / cells.sum().clamp(min=1))
+
+
 # ---- attention across models (DSKD)
 
 

@@ -15,11 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from talas_lib import params
 from talas_lib.errors import TalasError
-from talas_lib.params.strict_yaml import read_yaml
+from talas_lib.params.strict_yaml import read_text, read_value, read_yaml
 
 if TYPE_CHECKING:
     from talas_lib.params import ResolvedParams, StudentSpec, TeacherSpec
@@ -50,12 +48,13 @@ def _values(files: Sequence[str], texts: Sequence[str], pairs: Sequence[Sequence
         if not Path(file).is_file():
             raise TalasError(f"-f {file}: there is no such file")
         found |= {name: value for name, value in read_yaml(Path(file)).values.items() if name not in ("grid", "tables")}
-    try:
-        for text in texts:
-            found |= yaml.safe_load(text)
-        return found | {name: yaml.safe_load(value) for name, value in pairs}
-    except (yaml.YAMLError, TypeError) as error:
-        raise TalasError(f"-p and -y take YAML, such as -p epochs 3: {' '.join(str(error).split())}") from None
+    for text in texts:
+        found |= read_text(text, f"-y {_short(text)}").values
+    return found | {name: read_value(value, f"-p {name} {_short(value)}") for name, value in pairs}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def work(notebook: str, p: ResolvedParams) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
-import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,40 +31,12 @@ os.environ |= {
 }
 
 
-class NetworkRefused(RuntimeError):
-    """A test reached for the network. No OSError, so that no fallback for being offline swallows it."""
-
-
-def _refuse_beyond_loopback(host: object) -> None:
-    name = host.decode() if isinstance(host, bytes) else host
-    if name in (None, "", "localhost", "::1") or str(name).startswith("127."):
-        return
-    raise NetworkRefused(
-        f"a test reached for {name!r}: tests do without a network; build the data or the model in the test"
-    )
-
-
-def _guarded(original: Callable[..., Any]) -> Callable[..., Any]:
-    def connect(self: socket.socket, address: Any) -> Any:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            _refuse_beyond_loopback(address[0])
-        return original(self, address)
-
-    return connect
-
-
-def _guarded_lookup(original: Callable[..., Any]) -> Callable[..., Any]:
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        _refuse_beyond_loopback(host)
-        return original(host, *args, **kwargs)
-
-    return getaddrinfo
-
-
-# In force from collection on, for the whole process.
-socket.socket.connect = _guarded(socket.socket.connect)  # type: ignore[method-assign]
-socket.socket.connect_ex = _guarded(socket.socket.connect_ex)  # type: ignore[method-assign]
-socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
+# In force from collection on, for this process and, by the sitecustomize.py in that folder, for every Python it starts.
+GUARD = Path(__file__).parent / "guard"
+if str(GUARD) not in sys.path:  # a worker of xdist is such a child
+    sys.path.insert(1, str(GUARD))
+    importlib.import_module("no_network").install()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_unconfigure() -> None:

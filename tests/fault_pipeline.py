@@ -2,8 +2,12 @@
 
     python tests/fault_pipeline.py FOLDER 0.31 0.77
 
-runs the pipeline once undisturbed, then once for each number: kills it with SIGKILL after that share of the undisturbed time,
-runs the same again to its end, and prints as JSON what is different then. Children are forked, so that torch is imported once.
+runs the pipeline once undisturbed, then once for each number: kills it with SIGKILL after that share of the way, runs the same
+again to its end, and prints as JSON what is different then. Children are forked, so that torch is imported once.
+
+A share of the way is a share of the undisturbed time, told by what the pipeline does with files: the parent waits for as many of
+its openings, renames and new folders, and then as long as the rest takes. So a machine that is busy with other things at the time
+moves no moment behind the end.
 """
 
 from __future__ import annotations
@@ -46,7 +50,10 @@ def stages_of() -> dict[str, Callable[[], object]]:
         names = params.notebook_schema("03_train").names
         return params.resolve("03_train", {k: v for k, v in values(**changes).items() if k in names})
 
-    asam, adamw = resolve(optimizer="asam"), resolve(optimizer="adamw")
+    asam = resolve(
+        optimizer="asam", epochs=2, keep_epochs=[1]
+    )  # an epoch more than the preset, for weights that are kept
+    adamw = resolve(optimizer="adamw")
     tokens = resolve(method="cdm", optimizer="adamw")
 
     def each(do: Callable[[runs.Run], object]) -> Callable[[], object]:
@@ -142,21 +149,80 @@ def kill_after(child: int, seconds: float) -> int:
     return finish(child)
 
 
+# ---- a share of the way
+
+EVENTS = ("open", "os.rename", "os.mkdir")
+
+
+def start_watched(outputs: Path, work: Callable[[], None] = pipeline) -> tuple[int, int, int]:
+    """`start`, with two pipes: one that gives a byte for each event below `outputs` and ends with the work, and one that holds
+    the child after its work until it is closed."""
+    reads, tells = os.pipe()
+    waits, holds = os.pipe()
+
+    def watched() -> None:
+        os.close(reads)
+        os.close(holds)
+        told, busy = str(outputs), True
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if busy and event in EVENTS and told in str(arguments[0]):
+                os.write(tells, b".")
+
+        sys.addaudithook(hook)
+        work()
+        busy = False
+        os.close(tells)
+        os.read(waits, 1)
+
+    child = start(outputs, watched)
+    os.close(tells)
+    os.close(waits)
+    return child, reads, holds
+
+
+def undisturbed(outputs: Path) -> tuple[int, list[float]]:
+    """Exit code, and when each event was, in seconds from the start; the end of the work comes last."""
+    began = time.monotonic()
+    child, reads, holds = start_watched(outputs)
+    times = []
+    while os.read(reads, 1):
+        times.append(time.monotonic() - began)
+    times.append(time.monotonic() - began)
+    os.close(reads)
+    os.close(holds)
+    return finish(child), times
+
+
+def kill_at(outputs: Path, times: list[float], share: float) -> int:
+    """SIGKILL after this share of the way of `undisturbed`; the exit code."""
+    moment = share * times[-1]
+    before = [at for at in times[:-1] if at <= moment]
+    child, reads, holds = start_watched(outputs)
+    for _ in before:
+        os.read(reads, 1)  # nothing, at once, when the work has ended
+    time.sleep(moment - (before[-1] if before else 0.0))
+    os.kill(child, signal.SIGKILL)
+    os.close(reads)
+    os.close(holds)
+    return finish(child)
+
+
 def main(folder: Path, shares: list[float]) -> int:
     import sentence_transformers  # noqa: F401  (imported once, before the children)
 
     from talas_lib import assess, stages  # noqa: F401
     from talas_lib.sharpness import stage  # noqa: F401
 
-    began = time.monotonic()
-    if finish(start(folder / "undisturbed")) != 0:
+    code, times = undisturbed(folder / "undisturbed")
+    if code != 0:
         return 1
-    whole, expected = time.monotonic() - began, contents(folder / "undisturbed")
-    report: dict[str, Any] = {"seconds": whole, "files": len(expected), "moments": []}
+    expected = contents(folder / "undisturbed")
+    report: dict[str, Any] = {"seconds": times[-1], "events": len(times), "files": len(expected), "moments": []}
     for number, share in enumerate(shares):
         outputs = folder / f"killed-{number}"
-        first = kill_after(start(outputs), share * whole)
-        there = sorted(contents_safely(outputs))
+        first = kill_at(outputs, times, share)
+        there = contents_safely(outputs)
         second = finish(start(outputs))
         found = contents(outputs)
         report["moments"].append(

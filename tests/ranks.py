@@ -98,13 +98,14 @@ def _no_dropout(module: torch.nn.Module) -> None:
 
 
 def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """||found - expected|| over ||expected||, all tensors as one vector; infinite where the names differ."""
+    """||found - expected|| over ||expected||, all tensors as one vector; 0 for equal ones, also where all is zero (in-batch terms
+    of one sentence), infinite where the names differ."""
     if found.keys() != expected.keys():
         return float("inf")
     dense = [(a.to_dense() if a.is_sparse else a, b.to_dense() if b.is_sparse else b)
              for a, b in ((found[k], expected[k]) for k in expected)]  # fmt: skip
     apart = torch.stack([(a - b).norm() for a, b in dense]).norm()
-    return float(apart / torch.stack([b.norm() for _, b in dense]).norm())
+    return 0.0 if apart == 0 else float(apart / torch.stack([b.norm() for _, b in dense]).norm())
 
 
 def stepper(case: Any, ranks: Ranks | None, **ways: Any) -> Stepper:
@@ -262,20 +263,24 @@ def caches(folder: Path) -> Any:
 
 
 def run(folder: Path) -> Any:
-    """A whole run by `worker`, as a launch starts it."""
+    """A whole run by `worker`, as a launch starts it: the cache, training while somebody else trains that run, training."""
     import fault_pipeline
 
-    from talas_lib import params, worker
+    from talas_lib import params, run_lock, runs, worker
 
     os.environ["TALAS_OUTPUTS"] = str(folder / "outputs")
     names = params.notebook_schema("03_train").names
     given = {k: v for k, v in fault_pipeline.values(optimizer="asam").items() if k in names}
 
     arguments = ["-y", json.dumps(given)]
-    return [
-        together(folder, lambda notebook=notebook: worker.main([notebook, *arguments]), join=False)
-        for notebook in ("02_cache_teacher", "03_train")
-    ]
+
+    def launched(notebook: str) -> Any:
+        return together(folder, lambda: worker.main([notebook, *arguments]), join=False)
+
+    cached = launched("02_cache_teacher")
+    with run_lock.training(runs.open_run(params.resolve("03_train", given))):
+        refused = launched("03_train")
+    return [cached, refused, launched("03_train")]
 
 
 TASKS = {"gradients": gradients, "steps": steps, "training": training, "caches": caches, "run": run}

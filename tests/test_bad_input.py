@@ -309,6 +309,84 @@ def test_presets_are_names_and_no_paths(name: str) -> None:
         params.load_preset(name)
 
 
+@pytest.mark.parametrize("kind", ["teachers", "students", "corpora", "optimizers", "tasks", "methods"])
+@pytest.mark.parametrize("extra", ["!!python/object/apply:os.system ['touch hacked']", "!!binary eA==", "&x y", "[*x]"])
+def test_no_file_of_params_takes_tags_or_anchors(kind: str, extra: str, project: Path) -> None:
+    name = next(name for of, name, _ in FILES if of == kind)
+    file = project / "params" / kind / f"{name}.yaml"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, f"extra: {extra}"]))
+    with pytest.raises(TalasError) as caught:
+        LOAD[kind](name)
+    assert f"params/{kind}/{name}.yaml, line {len(lines) + 1}: a" in str(caught.value)
+    assert not (project / "hacked").exists()
+
+
+@pytest.mark.parametrize("door", ["-f", "-y"])
+def test_papermill_takes_no_code_in_yaml(door: str, tmp_path: Path) -> None:
+    """It reads its arguments itself, before there is a kernel: such a tag ends the call."""
+    text = f"lr: !!python/object/apply:os.system ['touch {tmp_path}/hacked']"
+    (tmp_path / "values.yaml").write_text(text)
+    given = str(tmp_path / "values.yaml") if door == "-f" else text
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "notebooks/03_train.ipynb", str(tmp_path / "out.ipynb"), door, given],
+        cwd=paths.root(),
+        env=os.environ | {"TALAS_OUTPUTS": str(tmp_path / "outputs")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "could not determine a constructor for the tag" in done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["values.yaml"]
+
+
+# ---- names that are paths
+
+CLIMBING = ["../presets/smoke", "../../etc/passwd", "/etc/passwd", "a/b", "..", ".", "~", "a\\b", "a\x00b", "tiny.yaml"]
+NAMES = [("optimizer", "optimizer"), ("method", "method"), ("tasks", "task suite"), ("student", "student")]
+
+
+@pytest.mark.parametrize("value", CLIMBING)
+@pytest.mark.parametrize(("name", "what"), NAMES)
+def test_names_of_files_are_no_paths(
+    name: str, what: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
+    assert f"unknown {what} {value!r}" in complaint(notebook_of(name), {name: value})
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("value", CLIMBING)
+@pytest.mark.parametrize("name", ["teacher", "corpus"])
+def test_paths_lead_to_model_folders_and_text_tables_only(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a path is meant, another kind of file is refused by its name."""
+    monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
+    with pytest.raises(TalasError) as caught:
+        params.resolve("03_train", {name: value}).check_available()
+    said = str(caught.value)
+    assert repr(value) in said or value in said or str(paths.locate(value)) in said, said
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("value", [*CLIMBING, "tiny\n"])
+def test_suites_beside_and_tables_have_names_and_no_paths(value: str, project: Path) -> None:
+    if value != "tiny\n":  # read without the blanks around it
+        assert f"unknown task suite {value!r}" in complaint("06_compare", {"beside": [value]})
+    preset = yaml.safe_load((project / "params" / "presets" / "smoke.yaml").read_text())
+    tables = {value: {"title": "x", "grid": preset.pop("grid")}}
+    (project / "params" / "presets" / "mine.yaml").write_text(yaml.safe_dump(preset | {"tables": tables}))
+    if value == "tiny.yaml":
+        params.load_preset("mine")  # a name with a dot in it
+        return
+    with pytest.raises(TalasError, match="names no table") as caught:
+        params.load_preset("mine")
+    assert repr(value) in str(caught.value)
+
+
 # ---- model folders
 
 

@@ -100,7 +100,9 @@ def check_run(outputs: Path, monkeypatch: pytest.MonkeyPatch, processes: int = 2
 
 
 def test_a_run_by_two_processes_is_a_run(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shared[1]["run"] == [[0, 0], [0, 0]]
+    cached, refused, trained = shared[1]["run"]
+    assert cached == trained == [0, 0]
+    assert refused == [2, 2]  # while somebody else trains it: every process of the launch ends
     check_run(shared[0] / "run" / "outputs", monkeypatch)
 
 
@@ -160,7 +162,11 @@ notebook_launcher(worker.work, ("03_train", p), num_processes=2, use_port="{free
     [
         (["03_train", "-p", "lr", "1e-4"], ["'1e-4' (str)", "write 1.0e-4"]),
         (["03_train", "-p", "epoch", "3"], ["'epoch'", "Did you mean 'epochs'?"]),
-        (["03_train", "-y", "[1"], ["-p and -y take YAML"]),
+        (["03_train", "-y", "[1"], ["-y [1 is not readable as YAML"]),
+        (["03_train", "-y", "epochs"], ["-y epochs holds str", "expected `key: value`"]),
+        (["03_train", "-p", "epochs", "!!python/object/apply:os.getpid []"], ["-p epochs", "a tag (!...)"]),
+        (["03_train", "-y", "lr: !!python/name:os.system"], ["-y lr", "a tag (!...)"]),
+        (["03_train", "-p", "keep_epochs", "[" * 20_000], ["-p keep_epochs", "nested deeper than 50"]),
         (["03_train", "-f", "params/presets/nope.yaml"], ["nope.yaml"]),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -37,6 +39,29 @@ def table(text: str, first: str) -> list[list[str]]:
 
 def named(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_readme_s_tables_are_those_of_their_files() -> None:
+    """`<!-- table: file -->` stands above a table: the same rows by name, and numbers that are the file's, rounded."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    marked = re.findall(r"<!-- table: (\S+) -->\n((?:\|.*\n)+)", text)
+    assert marked
+    assert len(marked) == text.count("<!-- table:")
+    for file, shown in marked:
+        with (DOCS.parent / file).open(encoding="utf-8", newline="") as stream:
+            rows = {row[0]: row[1:] for row in csv.reader(stream)}
+        for name, *cells in tables(shown)[0][1:]:
+            numbers = [cell.split(" ")[0].lstrip("+") for cell in cells]
+            known = {f"{float(value):.{_digits(n)}f}" for n in numbers for value in rows[name] if _is_number(value)}
+            assert set(numbers) <= known, (file, name)
+
+
+def _digits(number: str) -> int:
+    return len(number.partition(".")[2])
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", cell) is not None
 
 
 def test_tables_are_whole() -> None:
@@ -99,3 +124,70 @@ def test_other_files_that_the_pages_name_are_there() -> None:
             assert (DOCS / link).exists(), (page.name, link)
         for path in re.findall(r"`((?:talas_lib|tests|params|notebooks)/[\w/.]+)`", text):
             assert (root / path).exists() or "mine" in path, (page.name, path)
+
+
+# ---- docs/reliability.md
+
+
+def named_tests(page: str) -> list[tuple[str, str]]:
+    """(file, words of `-k`) of a page, in order: words alone belong to the file that was named last; no words mean all of it."""
+    found, file = [], ""
+    for quoted in re.findall(r"`([^`]+)`", page):
+        file = (re.findall(r"tests/test_\w+\.py", quoted) or [file])[0]
+        words = re.search(r"-k (?:\"([^\"]+)\"|(\w+))", quoted)
+        if words or "tests/test_" in quoted:
+            found.append((file, (words[1] or words[2]) if words else ""))
+    return found
+
+
+def test_every_test_that_the_reliability_page_names_is_there() -> None:
+    """Each word of each `-k` selects a test of its file by the test's name, as pytest would; nothing is collected for it."""
+    found = named_tests((DOCS / "reliability.md").read_text(encoding="utf-8"))
+    assert len(found) > 30
+    for file, words in found:
+        source = (PACKAGE.parent / file).read_text(encoding="utf-8")
+        names = [name.lower() for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)]
+        assert names, file
+        for word in words.lower().split(" or ") if words else []:
+            assert re.fullmatch(r"\w+", word), (file, words)
+            assert any(word in name for name in names), (file, word)
+
+
+# ---- docs/scale.md
+
+SECONDS = {"minutes": 60, "hours": 3600, "days": 86_400}
+MEASURED = {
+    "caching in fp32": ("encode", "encode", "fp32", "throughput"),
+    "caching in bf16": ("encode", "encode", "bf16", "throughput"),
+    "an epoch, AdamW, bf16": ("steps", "step-adamw", "bf16", "time"),
+    "an epoch, ASAM, bf16": ("steps", "step-asam", "bf16", "time"),
+    "an epoch, ASAM, fp32": ("steps", "step-asam", "fp32", "time"),
+    "memory of caching beside the texts": ("flat", "encode-flat", "1,000,000 sentences", "memory, beside the texts"),
+}
+
+
+def number(text: str) -> float:
+    return float(re.findall(r"[\d,.]*\d", text)[0].replace(",", ""))
+
+
+def test_the_costs_are_reckoned_from_what_was_measured() -> None:
+    """The measured column is that of results/bench (a tenth for another day), the others follow from it but for rounding."""
+    scale = (DOCS / "scale.md").read_text(encoding="utf-8")
+    (rows,) = [found[1:] for found in tables(scale) if "batches of 32" in found[0][0]]
+    left = dict(MEASURED)
+    for what, measured, million, hundred in rows:
+        if what not in left:
+            continue
+        file, *key = left.pop(what)
+        record = pd.read_csv(
+            PACKAGE.parent / "results" / "bench" / f"{file}.csv", index_col=["bench", "variant", "metric"]
+        )
+        assert number(measured) == pytest.approx(float(record["median"][tuple(key)]), rel=0.1), what
+        if "memory" in what:
+            continue
+        one = 1e6 / number(measured) if "second" in measured else 1e6 / 32 * number(measured) / 1000
+        for text, seconds in ((million, one), (hundred, 100 * one)):
+            unit = SECONDS[text.split()[1]]
+            digits = len(text.split()[0].partition(".")[2])
+            assert number(text) == pytest.approx(seconds / unit, abs=0.51 * 10**-digits), (what, text)
+    assert not left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import json
@@ -24,7 +25,7 @@ import pytest
 import safetensors.torch
 import yaml
 
-from talas_lib import checkpoints, params, paths, sources, teacher_cache
+from talas_lib import checkpoints, kept_weights, model_folders, params, paths, sources, teacher_cache
 from talas_lib.cache_files import read_record, write_record
 from talas_lib.errors import TalasError
 
@@ -43,7 +44,7 @@ def test_a_killed_pipeline_ends_as_the_undisturbed_one(shares: list[float], tmp_
     """Real processes, killed at seeded random moments of caching, training, evaluation and sharpness; then the same again.
     Caches, weights, logged steps, scores by item and eigenvalues are those of a pipeline that nobody disturbed, to the bit."""
     command = [sys.executable, str(HERE / "fault_pipeline.py"), str(tmp_path), *map(str, shares)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=paths.root(), timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=paths.root(), timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["files"] > 60
@@ -58,7 +59,7 @@ def test_a_killed_pipeline_ends_as_the_undisturbed_one(shares: list[float], tmp_
 class FullDisk:
     """Lists the places that write below a folder, or lets one of them fail with ENOSPC.
 
-    A place is the operation and the function of this project that asked for it.
+    A place is the operation and the line of this project that asked for it.
     """
 
     def __init__(self, folder: Path, fails_at: str | None = None) -> None:
@@ -69,7 +70,8 @@ class FullDisk:
         if str(self.folder) not in str(target):
             return
         frames = [f for f in traceback.extract_stack() if "talas_lib" in f.filename]
-        place = f"{operation} in {Path(frames[-1].filename).stem}.{frames[-1].name}" if frames else operation
+        last = frames[-1] if frames else None
+        place = f"{operation} in {Path(last.filename).stem}.{last.name}, line {last.lineno}" if last else operation
         caller = next((f for f in reversed(frames) if Path(f.filename).stem not in ("files", "cache_files")), None)
         if caller is not None:
             place += f" for {Path(caller.filename).stem}.{caller.name}"
@@ -82,7 +84,8 @@ class FullDisk:
 @contextmanager
 def on(full: FullDisk) -> Iterator[None]:
     """Inside, every operation that writes goes past a FullDisk first."""
-    rename, make, make_folder, open_path, write_text = (
+    open_file, rename, make, make_folder, open_path, write_text = (
+        open,
         os.replace,
         tempfile.mkdtemp,
         os.mkdir,
@@ -119,13 +122,19 @@ def on(full: FullDisk) -> Iterator[None]:
 
         return save
 
+    def built_in(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            full("open", file)
+        return open_file(file, mode, *args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", built_in)
         patch.setattr(os, "replace", replace)
         patch.setattr(os, "mkdir", mkdir)
         patch.setattr(tempfile, "mkdtemp", mkdtemp)
         patch.setattr(Path, "open", opened)
         patch.setattr(Path, "write_text", text)
-        for module in (checkpoints, safetensors.torch):
+        for module in (checkpoints, kept_weights, safetensors.torch):
             patch.setattr(module, "save_file", saving(module.save_file))
         yield
 
@@ -286,6 +295,27 @@ def test_a_flipped_byte_in_a_cache_or_a_checkpoint_has_tests_of_its_own() -> Non
         assert f"def {test}(" in (HERE / file).read_text(), file
 
 
+def test_a_disk_that_fills_up_leaves_the_export_that_was_there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder to give away, at every place that writes it; the graphs for ONNX have a test of their own."""
+    from talas_lib import runs
+    from talas_lib.release import publish
+
+    run = runs.open_run(resolved(), create=False)
+    monkeypatch.setattr(publish.onnx_files, "require", lambda: None)
+    monkeypatch.setattr(publish.onnx_files, "export_onnx", lambda folder: folder / "model.onnx")
+    monkeypatch.setattr(publish.onnx_files, "quantize", lambda file: file.write_bytes(b"graph"))
+    publish.export_run(run)
+    listing = FullDisk(run.folder)
+    with on(listing):
+        whole = fault_pipeline.contents(publish.export_run(run).folder)
+    assert len(listing.places) >= 6, listing.places
+    for place in listing.places:
+        with on(FullDisk(run.folder, place)), pytest.raises(OSError, match="No space left"):
+            publish.export_run(run)
+        assert fault_pipeline.contents(run.folder / "export") == whole, place
+        assert not list(run.folder.glob(".export*")), place
+
+
 # ---- keys
 
 
@@ -370,6 +400,28 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     assert len(encoded) == len(set(encoded)) == 300
     (folder,) = (tmp_path / "cache").glob("teacher-*/")
     teacher_cache.TeacherCache.open(folder)
+
+
+def _make_tiny(root: str, number: int, gate: Any) -> None:
+    os.environ["TALAS_OUTPUTS"] = root
+    gate.wait()
+    folder = sources.model_folder(resolved().teacher_spec)
+    model_folders.check_sums(folder)
+    (Path(root) / f"made-{number}").write_text(str(folder))
+
+
+def test_two_processes_make_one_tiny_model(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(2)
+    workers = [context.Process(target=_make_tiny, args=(str(tmp_path), n, gate)) for n in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len({file.read_text() for file in tmp_path.glob("made-*")}) == 1
+    assert len(list((tmp_path / "cache" / "tiny").glob("[!.]*"))) == 1
+    assert not list((tmp_path / "cache" / "tiny").glob(".*"))
 
 
 def test_random_kills_of_a_build_never_leave_a_cache_that_opens_wrong(tmp_path: Path) -> None:

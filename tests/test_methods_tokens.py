@@ -554,6 +554,22 @@ def test_the_mean_over_dimensions_is_one_minus_cosine_twice_over_d():
         token_losses.unit_error(x, y, "sum")
 
 
+def test_errors_of_cells_are_those_of_the_cells_cut_out():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    cells = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    rows = token_losses.errors_of_cells(x, y, cells)
+    cut = token_losses.by_sentence(token_losses.unit_error(x[cells], y[cells]), cells.nonzero()[:, 0], 3)
+    torch.testing.assert_close(rows, cut)
+    weights = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(r @ weights, (x, y), retain_graph=True) for r in (rows, cut))
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[0][~cells] == 0).all()
+    none = token_losses.errors_of_cells(x, y, torch.zeros_like(cells))
+    assert (none == 0).all()
+    assert all((g == 0).all() for g in torch.autograd.grad(none.sum(), (x, y)))
+
+
 def test_cross_attention_with_one_key_and_in_any_order():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, *shape, generator=generator) for shape in ((4, 3), (5, 3), (5, 6)))

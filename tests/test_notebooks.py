@@ -16,12 +16,14 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+from solved import folded, solutions, solved
 
-from talas_lib import params, paths, records, runs
+from talas_lib import bench_figures, params, paths, records, runs
 
 FOLDER = paths.root() / "notebooks"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
 WITH_PARAMETERS = params.notebook_names()
+COURSE = paths.root() / "docs" / "course.md"
 BY_HAND = [name for name in NAMES if re.match(r"a[1-9]_", name)]
 CELL_LINES, DEFINITION_LINES = 15, 5
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -88,6 +90,62 @@ def test_links_lead_to_notebooks_and_the_last_cell_says_what_comes_next(name: st
     assert "Next:" in code_cells(book)[-1].source
 
 
+# ---- the course
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\((?:\.\./notebooks/)?(\w+)\.ipynb\)", text)
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_one_path_leads_through_all_notebooks() -> None:
+    order = [name for row in rows_of(COURSE.read_text(encoding="utf-8")) for name in links(row)[:1]]
+    assert sorted(order) == NAMES
+    course = next(cell.source for cell in read(order[0]).cells if cell.source.startswith("## The course"))
+    assert [name for row in rows_of(course) for name in links(row)] == order
+    minutes = {row.split("|")[1].strip(): int(row.split("|")[3]) for row in rows_of(COURSE.read_text()) if links(row)}
+    by_page = {links(page)[0]: spent for page, spent in minutes.items()}
+    for row in filter(links, rows_of(course)):
+        assert 60 * float(row.split("|")[3]) == sum(by_page[name] for name in links(row))
+    for i, name in enumerate(order):
+        (row,) = [row for row in rows_of(read(name).cells[0].source) if re.match(r"\| (Before|Next)", row)]
+        assert links(row) == [*order[max(i - 1, 0) : i], *order[i + 1 : i + 2]], name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_with_its_question_which_the_syllabus_repeats(name: str) -> None:
+    question = re.fullmatch(r"> \*\*(.+\?)\*\*", read(name).cells[0].source.split("\n\n")[1], re.DOTALL)
+    assert question is not None
+    assert f"| {question[1].replace(chr(10) + '> ', ' ')} |" in COURSE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(BY_HAND) - {"a0_talas_by_hand"}))
+def test_something_small_comes_before_the_real_run(name: str) -> None:
+    cells = read(name).cells
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Small enough to see: "))
+    end = next(i for i in range(start + 1, len(cells)) if cells[i].source.startswith("## "))
+    assert any("assert" in cell.source for cell in cells[start:end] if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exercises_have_solutions_that_assert(name: str) -> None:
+    book = read(name)
+    (exercises,) = [cell.source for cell in book.cells if cell.source.startswith("## Exercises")]
+    numbers = [int(number) for number in re.findall(r"^\*\*(\d)\.\*\*", exercises, re.MULTILINE)]
+    assert numbers == list(range(1, len(folded(book)) + 1))
+    assert 2 <= len(numbers) <= 3
+    assert len(solutions(book)) == len(numbers)
+    taken = {parameter for parameter, *_ in params.notebook_parameters(name)} if name in WITH_PARAMETERS else set()
+    for code in solutions(book):
+        assert re.search(r"\bassert|assert_\w+\(", code)
+        assert max(map(len, code.splitlines())) <= 120, code
+        stored = {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert not stored & taken
+
+
 @pytest.mark.parametrize("name", WITH_PARAMETERS)
 def test_parameters_come_first_and_are_the_schemas(name: str) -> None:
     book = read(name)
@@ -146,12 +204,16 @@ class Bench:
         return self.preset | changes
 
     def execute(
-        self, name: str, values: dict[str, Any], *, cwd: Path | None = None, label: str = "", source: Path | None = None
+        self, name: str, values: dict[str, Any], *, cwd: Path | None = None, label: str = "", exercises: bool = False
     ) -> Any:
+        """exercises: their solutions run in the same kernel."""
+        source = FOLDER / f"{name}.ipynb"
+        if exercises:
+            source = solved(source, self.outputs / "solved")
         executed = self.outputs / "nb" / f"{name}{label}.ipynb"
         executed.parent.mkdir(parents=True, exist_ok=True)
         book = papermill.execute_notebook(
-            str(source or FOLDER / f"{name}.ipynb"),
+            str(source),
             str(executed),
             values,
             cwd=str(cwd or paths.root()),
@@ -191,61 +253,54 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def data(bench: Bench) -> Any:
-    return bench.execute("01_data", bench.values())
+    return bench.execute("01_data", bench.values(), exercises=True)
 
 
 @pytest.fixture(scope="module")
 def cached(bench: Bench, data: Any) -> Any:
-    return bench.execute("02_cache_teacher", bench.values())
+    return bench.execute("02_cache_teacher", bench.values(), exercises=True)
 
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, cached: Any) -> dict[str, Any]:
-    return {o: bench.execute("03_train", bench.values(optimizer=o), label=o) for o in ("adamw", "asam")}
+    return {
+        o: bench.execute("03_train", bench.values(optimizer=o), label=o, exercises=o == "asam")
+        for o in ("adamw", "asam")
+    }
 
 
 @pytest.fixture(scope="module")
 def evaluated(bench: Bench, trained: dict[str, Any]) -> dict[str, Any]:
     by_id = bench.execute("04_evaluate", bench.values(run=bench.run("adamw").id), label="adamw")
-    latest = bench.execute("04_evaluate", bench.values(run="latest"), label="asam")  # asam was trained last
+    latest = bench.execute("04_evaluate", bench.values(run="latest"), label="asam", exercises=True)  # trained last
     return {"adamw": by_id, "asam": latest}
 
 
 @pytest.fixture(scope="module")
 def measured(bench: Bench, trained: dict[str, Any]) -> dict[str, Any]:
     return {
-        o: bench.execute("05_sharpness", bench.values(run=bench.run(o).id), cwd=FOLDER, label=o)
+        o: bench.execute("05_sharpness", bench.values(run=bench.run(o).id), cwd=FOLDER, label=o, exercises=o == "asam")
         for o in ("adamw", "asam")
     }
 
 
 @pytest.fixture(scope="module")
 def compared(bench: Bench, evaluated: dict[str, Any], measured: dict[str, Any]) -> Any:
-    return bench.execute("06_compare", bench.values())
+    return bench.execute("06_compare", bench.values(), exercises=True)
 
 
 def test_talas_by_hand_equals_the_library(bench: Bench) -> None:
     source = "\n".join(cell.source for cell in read("a0_talas_by_hand").cells if cell.cell_type == "code")
     assert source.count("assert") >= 8  # it fails by itself when one of them does
-    bench.execute("a0_talas_by_hand", {}, cwd=FOLDER)
-
-
-def solutions(book: Any) -> list[str]:
-    """The code that a reader finds folded under the exercises."""
-    folded = [part for cell in book.cells for part in re.findall(r"<details>.*?</details>", cell.source, re.DOTALL)]
-    return [code for part in folded for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+    bench.execute("a0_talas_by_hand", {}, cwd=FOLDER, exercises=True)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_by_hand_equals_the_library_and_the_exercises_are_solved(name: str, bench: Bench, tmp_path: Path) -> None:
+def test_by_hand_equals_the_library_and_the_exercises_are_solved(name: str, bench: Bench) -> None:
     book = read(name)
     assert sum(cell.source.count("assert") for cell in code_cells(book)) >= 20
     assert any("from talas_lib" in cell.source for cell in code_cells(book))
-    solved = solutions(book)
-    assert len(solved) >= 2
-    book.cells[-1:-1] = [nbformat.v4.new_code_cell(code) for code in solved]  # before "Next:"
-    nbformat.write(book, tmp_path / f"{name}.ipynb")
-    executed = bench.execute(name, {}, cwd=FOLDER, source=tmp_path / f"{name}.ipynb")
+    executed = bench.execute(name, {}, cwd=FOLDER, exercises=True)
     assert pictures(executed) >= 5
 
 
@@ -408,7 +463,7 @@ def test_06_writes_the_report(bench: Bench, compared: Any) -> None:
 
 
 def test_00_is_the_whole_way_on_one_page(bench: Bench) -> None:
-    book = bench.execute("00_quickstart", bench.values())
+    book = bench.execute("00_quickstart", bench.values(), exercises=True)
     ids = [folder.name for folder in bench.outputs.iterdir() if runs.RUN_ID.fullmatch(folder.name)]
     run = next(run for run in map(runs.find_run, ids) if run.read_record("quickstart"))
     record, rows = run.read_record("quickstart"), run.read_metrics()
@@ -419,6 +474,10 @@ def test_00_is_the_whole_way_on_one_page(bench: Bench) -> None:
     assert rows[-1]["loss"] == record["loss"] < rows[0]["loss"]
     assert run.params.max_sentences == 2000  # this notebook's own default reached the run
     assert pictures(book) == 1
+
+
+def test_07_shows_the_tables_that_came_with_the_repository(bench: Bench) -> None:
+    assert pictures(bench.execute("07_efficiency", {}, exercises=True)) == len(bench_figures.FIGURES) - 1  # encode
 
 
 # ---- refusal: through the command line, as users call it

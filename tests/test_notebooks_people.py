@@ -14,6 +14,7 @@ from typing import Any
 import papermill
 import pytest
 from small_run import small_run, write_csv
+from solved import solved
 
 from talas_lib import agreement, assess, params, paths, runs
 
@@ -33,8 +34,9 @@ def run(tmp_path_factory, tiny_texts):
 
 
 def execute(name: str, folder: Path, **values: Any) -> Any:
+    """The notebook, executed with the solutions of its exercises."""
     book = papermill.execute_notebook(
-        str(FOLDER / f"{name}.ipynb"),
+        str(solved(FOLDER / f"{name}.ipynb", folder / "solved")),
         str(folder / f"{name}.ipynb"),
         values,
         cwd=str(FOLDER),

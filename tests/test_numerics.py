@@ -349,6 +349,33 @@ def test_training_takes_odd_sentences(method, optimizer, tiny_encoder_folder):
     assert all(np.isfinite(value) for row in rows for value in row.values())
 
 
+def test_ten_thousand_words_are_cut_alike_everywhere(tmp_path: Path, monkeypatch):
+    """In the caches of vectors and of token states and in training: what stands behind the last token that is read does not
+    count, and how many sentences are cut is said."""
+    from talas_lib import params, runs, sources, stages
+
+    monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
+    short, long = " ".join(["river"] * 200), " ".join(["river"] * 10_000)
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join([short, long, "a boat on the river", "the harbour at night"]))
+    given = {"teacher": "tiny", "student": "tiny", "corpus": str(file), "method": "cdm", "optimizer": "adamw"}
+    p = params.resolve("03_train", given | {"epochs": 1, "batch_size": 2, "device": "cpu"})
+    corpus = stages.load_corpus(p)
+    assert sources.cut_share(p.student_spec, corpus.texts) == 0.5
+    vectors = stages.cache_teacher(p, corpus).vectors([0, 1, 2])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert (vectors[0] != vectors[2]).any()
+    tokens = stages.cache_tokens(p, corpus)
+    assert tokens is not None
+    states = tokens.tokens([0, 1, 2])
+    assert states.valid.sum(1)[:2].tolist() == [p.teacher_spec.max_length] * 2
+    for layer in states.states.values():
+        assert torch.equal(layer[0], layer[1])
+    run = stages.train_run(p)
+    assert run.status == "finished"
+    assert all(np.isfinite(row["loss"]) for row in runs.Run(run.id).read_metrics())
+
+
 def test_half_a_surrogate_pair_is_refused_by_its_place(tiny_encoder_folder):
     encoder = Encoder.load(tiny_encoder_folder("bert"), pooling="mean")
     with pytest.raises(TalasError, match=r"sentence 1 holds half of a surrogate pair.*'half \\ud83d'.*remove it"):

@@ -23,6 +23,7 @@ from talas_lib.distribution import _filled
 from talas_lib.errors import TalasError
 from talas_lib.packed import Layout, TokenSequences
 from talas_lib.params.vocabulary import VOCABULARY
+from talas_lib.signal_files import Signal, SignalFile
 from talas_lib.teacher_cache import build
 from talas_lib.texts import read_rows, text_fields
 
@@ -171,6 +172,59 @@ def test_a_cache_gives_every_row_what_was_computed_for_its_text(
     cache = build(tmp_path_factory.mktemp("cache"), {"weights": "w"}, texts, embed, shard_size=shard)
     rows = np.random.default_rng(seed).integers(0, len(texts), 7)
     np.testing.assert_array_equal(cache.vectors(rows), embed([texts[row] for row in rows]))
+
+
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(1, 11), max_size=4),
+    killed=st.integers(0, 5),
+    flipped=st.integers(0, 10**6),
+    width=st.sampled_from([None, 1, 3]),
+)
+@settings(QUICK, max_examples=40)
+def test_a_ragged_file_is_whole_or_says_what_is_missing(
+    counts: list[int],
+    cuts: list[int],
+    killed: int,
+    flipped: int,
+    width: int | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Of any lengths in any shards: dead after some of them it goes on with the others, then it gives every value as it was
+    written; a byte changed anywhere costs the shard it lies in."""
+    signal = Signal("hidden" if width else "attention", -1)
+    ends = np.cumsum(counts)
+    bounds = np.unique([0, *(ends[cut] for cut in cuts if cut < len(ends)), ends[-1]]).astype(np.int64)
+    shape = (int(ends[-1]), width) if width else (int(ends[-1]),)
+    values = np.random.default_rng(len(counts)).normal(size=shape).astype(np.float16)
+    folder = tmp_path_factory.mktemp("ragged")
+
+    def fill(at_most: int) -> set[int]:
+        file = SignalFile(folder, signal, bounds, width, "t")
+        gone = file.missing()
+        file.begin(gone)
+        for shard in sorted(gone)[:at_most]:
+            file.note(shard, file.put(shard, values[bounds[shard] : bounds[shard + 1]]), 0.0)
+        return gone
+
+    shards = len(bounds) - 1
+    assert fill(killed) == set(range(shards))
+    assert (SignalFile(folder, signal, bounds, width, "t").open() is None) == (killed < shards)
+    assert fill(shards) == set(range(min(killed, shards), shards))
+    found = SignalFile(folder, signal, bounds, width, "t").open()
+    assert found is not None
+    np.testing.assert_array_equal(found, values)
+    file = folder / f"{signal.name}.npy"
+    content = bytearray(file.read_bytes())
+    place = len(content) - values.nbytes + flipped % values.nbytes
+    content[place] ^= 1
+    file.write_bytes(content)
+    row = (place - (len(content) - values.nbytes)) // (2 * (width or 1))
+    hurt = int(np.searchsorted(bounds, row, side="right")) - 1
+    with pytest.raises(TalasError, match="damaged"):
+        SignalFile(folder, signal, bounds, width, "t").open()
+    assert fill(shards) == {hurt}
+    assert SignalFile(folder, signal, bounds, width, "other").open() is None
 
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=10), width=st.integers(1, 3))

@@ -165,7 +165,8 @@ def test_a_killed_run_keeps_the_same_weights(run, own, monkeypatch, moment):
 
 def test_epochs_that_are_not_there_are_answered(run, own):
     with pytest.raises(TalasError, match=r"keep_epochs names 9, and this run has 3 epochs\. Accepted: 1 to 3"):
-        stages.train_run(training(optimizer="adamw", seed=1, keep_epochs=[1, 9]))
+        stages.train_run(p := training(optimizer="adamw", seed=1, keep_epochs=[1, 9]))
+    assert runs.Run(p.run_id).status == "new"  # asked before anything is made
     with pytest.raises(TalasError, match=r"keep_epochs has the entry 0, expected whole numbers at least 1"):
         training(keep_epochs=[0])
     with pytest.raises(TalasError, match=r"entry '3', expected whole numbers"):

@@ -235,7 +235,9 @@ def test_the_door_keeps_a_run_and_answers_bad_input(
 
 
 def test_the_door_does_not_load_torch() -> None:
-    code = "import sys; from talas_lib.study import on_record; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = (
+        "import sys; from talas_lib.study import on_record; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=paths.root()).returncode == 0
 
 

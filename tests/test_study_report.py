@@ -16,7 +16,7 @@ import pytest
 from made_up_study import METHODS, cells, made_up_run, result, study
 from matplotlib.text import Text
 
-from talas_lib import compare, params, paths
+from talas_lib import bench, compare, params, paths
 from talas_lib.study import charts, markdown, on_record, resampling, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.tabulation import DIFFERENCES, OWN
@@ -273,6 +273,7 @@ def test_figures_are_drawn_for_the_tables_that_vary_what_they_show(found: studie
 def test_score_against_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("TALAS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(bench, "folder", lambda: tmp_path)  # no benchmarks: minutes by the clock
     methods = {"method, optimizer": [["talas", "asam"], ["simcse", "adamw"], ["cdm", "adamw"], ["dskd", "adamw"]]}
     of = study({"t": {"title": "T", "grid": methods | {"seed": [42, 43]}}})
     for number, cell in enumerate(cells(of)):
@@ -281,6 +282,7 @@ def test_score_against_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(found) == ["cost-t"]
     (axes,) = found["cost-t"].axes
     assert axes.get_xscale() == "log"
+    assert "by the clock" in axes.get_xlabel()
     assert axes.get_title() == "Highest: cdm + adamw, 60.8 after 5.5 minutes\ntalas + asam: 58.6 after 1.5 minutes"
     names = [text for text in axes.texts if text.get_text()]
     assert {name.get_text() for name in names} == {"talas + asam", "simcse", "cdm", "dskd"}

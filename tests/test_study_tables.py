@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_up_study import METHODS, cells, identity, made_up_run, result, scores, study
 
-from talas_lib import compare, plots, spread
+from talas_lib import bench, compare, params, plots, spread
 from talas_lib.errors import TalasError
-from talas_lib.study import on_record, resampling, tabulation
+from talas_lib.graph.estimates import Rates
+from talas_lib.study import cost, on_record, resampling, tabulation, tuning
 from talas_lib.study import overview as studies
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.tabulation import block_table, choose, runs_table
@@ -59,8 +61,22 @@ def only(found: Study, name: str = "table1") -> Block:
 # ---- a table by groups
 
 
+def test_training_minutes_are_those_of_an_idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clock said: steps times the measured step. ASAM's two passes show. Without benchmarks, the clock."""
+    block = only(recorded(study(ONE), train_s=1e6))
+    index = {label: rows[0] for label, rows in block.groups().items()}
+    talas, simcse = index["talas + asam, pooling cls"], index["simcse + adamw"]
+    rates = Rates.read()
+    asked = block.resolved[talas]
+    steps = block.record(block.members[talas], "train")["steps"]
+    assert cost.minutes(block, talas) == pytest.approx(steps * rates.step_ms(asked, "cpu") / 60_000)
+    assert cost.minutes(block, talas) > cost.minutes(block, simcse)
+    monkeypatch.setattr(bench, "folder", lambda: Path("nowhere"))
+    assert cost.minutes(block, talas) == pytest.approx(1e6 / 60)
+
+
 def test_means_deviations_and_differences_by_hand() -> None:
-    block = only(recorded(study(ONE), train_s=120.0))
+    block = only(recorded(study(ONE)))
     table = block_table(block).set_index("row")
     assert list(table.index[:3]) == ["teacher", "untrained student, CLS pooling", "untrained student, mean pooling"]
     assert list(table.index[3:]) == ["talas + asam, pooling cls", "talas + asam, pooling mean", "simcse + adamw"]
@@ -71,7 +87,7 @@ def test_means_deviations_and_differences_by_hand() -> None:
     assert (talas["wic"], talas["avg_in"], talas["avg_out"]) == pytest.approx((51.0, 61 - 10 / 3, 61.0))
     assert (talas["avg"], talas["avg sd"]) == pytest.approx((61 - 10 / 9, 1.0))
     assert (simcse["avg"], simcse["avg sd"]) == pytest.approx((52 - 10 / 9, 2.0))
-    assert (talas["train min"], talas["train min sd"]) == (2.0, 0.0)
+    assert talas["train min sd"] == 0
     # by seed SimCSE lies -10, -9, -8 from TALAS: mean -9, sd 1
     assert block.baseline == "talas + asam, pooling cls"
     assert math.isnan(talas["difference"])
@@ -281,6 +297,37 @@ def test_a_setting_without_all_scores_is_listed_and_not_chosen() -> None:
     assert settings["chosen"].tolist() == [True, False, True, False]
     assert math.isnan(settings["criterion"].iloc[3])
     assert len(choose(runs, table="other")) == 0
+
+
+def test_what_was_chosen_as_a_table_for_the_preset() -> None:
+    """The text, put behind a preset, gives its runs: method by method, at the setting chosen, with three seeds."""
+    preset = "teacher: tiny\nstudent: tiny\ntasks: tiny\n\ntables:\n  tune:\n    title: Tuning\n"
+    values = yaml.safe_load(preset + tuning.as_yaml(choose(tuned())))
+    (table,) = [table for table in params.expand_tables(values) if table.name == "tuned"]
+    runs = [(c["method"], c["optimizer"], c["teachers"], c["lr"], c["pooling"], c["seed"]) for c in table.cells]
+    assert runs == [
+        *(("talas", "asam", ["tiny"], 2e-5, "cls", seed) for seed in (42, 43, 44)),
+        *(("cdm", "adamw", ["tiny"], 1e-4, "mean", seed) for seed in (42, 43, 44)),
+    ]
+    assert all(cell["min_lr"] is None for cell in table.cells)
+
+
+def test_nothing_is_chosen_out_of_some_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"optimizer": ["asam"], "lr": [2.0e-5, 1.0e-4]}
+    tune = {"title": "Tuning", "tasks": "mini", "beside": ["stsb-dev"], "min_lr": None, "grid": grid}
+    values = study({"tune": tune})
+    recorded(values, lambda number: number == 0)
+    with pytest.raises(TalasError, match="1 of the 2 runs of table `tune` are not on record"):
+        tuning.of(values)
+    recorded(values)
+    chosen = tuning.of(values)
+    assert "[talas, {}, asam, [tiny], 2.0e-05, cls]" in chosen  # equal scores: the first
+    with pytest.raises(TalasError, match="already"):
+        tuning.of(study({"tune": tune, "tuned": tune}))
+    with pytest.raises(TalasError, match="no table `tune`"):
+        tuning.of(study(ONE))
+    assert tuning.main(["smoke"]) == 2
+    assert "no `tables`" in capsys.readouterr().err
 
 
 def test_tuning_on_record() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib import bench, params, records
+from talas_lib import params, records
 from talas_lib.errors import TalasError
 from talas_lib.graph import estimates, plan
 from talas_lib.graph.estimates import Machine, Rates
@@ -50,8 +50,7 @@ class _Done:
 
 def text(of: plan.Plan) -> str:
     """The dry run of a plan."""
-    methods, steps, encode, evaluation = (bench.table(name) for name in ("methods", "steps", "encode", "evaluation"))
-    rates = Rates(methods, steps, encode, evaluation, bench.paper_table3())
+    rates = Rates.read()
     machines: tuple[Machine, ...] = ("cpu",) if of.values.get("device") == "cpu" else ("cpu", "gpu")
     done = _done(of)
     jobs, hours = _jobs(of, done, rates, machines), _runs(of, done, rates, machines)

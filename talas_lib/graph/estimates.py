@@ -20,6 +20,7 @@ Machine = Literal["cpu", "gpu"]
 MINILM_L3, BERT_BASE = "minilm-l3", "bert-base-shape"  # the students of methods.csv
 MEASURED_BATCH = 32
 TOKENS = 18  # of a sentence of the paper's corpus, special tokens included, in either kind of tokenizer
+MEASURED = ("methods", "steps", "encode", "evaluation")  # tables of results/bench that are read
 START_S = 10.0  # a notebook's kernel and imports: what the quickstart takes beyond its stages is of this order
 VOCABULARY = 30_522  # BERT's; what a static student has its teacher encode
 # (millions of parameters in the blocks, width of the vectors); any other encoder counts as BERT base
@@ -51,6 +52,13 @@ class Rates:
     encode: pd.DataFrame
     evaluation: pd.DataFrame
     table3: pd.DataFrame
+
+    @classmethod
+    def read(cls) -> Rates:
+        """From results/. TalasError where a table is not there."""
+        from talas_lib import bench
+
+        return cls(**{name: bench.table(name) for name in MEASURED}, table3=bench.paper_table3())
 
     # ---- training
 

@@ -193,6 +193,11 @@ class Method:
         """What this configuration reads; by default the sentence vectors of one teacher."""
         return Needs()
 
+    @classmethod
+    def stages_of(cls, config: Any) -> tuple[Stage, ...]:
+        """The stages that this configuration trains in: `stages`, known before there is a student."""
+        return cls.stages
+
     def prepare(self, preparation: Preparation) -> None:
         """Fit what has to be fitted before training (a PCA, a rotation), into buffers of `heads`."""
 
@@ -211,6 +216,25 @@ class Method:
     def output(self) -> torch.nn.Module | None:
         """A module `[n, d_S] -> [n, d]` that stays behind the pooling in the finished student; None for the pooled vector."""
         return None
+
+
+def simcse_term(method: Method, student: StudentStates, temperature: float) -> dict[str, Tensor]:
+    """SimCSE between the pooled vectors of the two views, by its name; nothing where the method gives it no weight."""
+    from talas_lib import losses
+
+    if "simcse" not in method.weights:
+        return {}
+    assert student.second is not None
+    return {"simcse": losses.info_nce(student.pooled, student.second, temperature)}
+
+
+def weighted_rows(method: Method, rows: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a method's terms by sentence `[N]`, each times its weight: a `row_loss`. NotImplementedError without a term."""
+    if not rows:
+        raise NotImplementedError
+    return sum(
+        (method.weights[name] * row for name, row in rows.items()), start=next(iter(rows.values())).new_zeros(())
+    )
 
 
 def weights_in_use(by_term: Mapping[str, float], method: str) -> dict[str, float]:

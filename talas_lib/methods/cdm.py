@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, weights_in_use
+from talas_lib.methods.base import Method, Needs, simcse_term, weighted_rows, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -78,22 +78,12 @@ class CDM(Method):
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """The terms of one batch, leaving out those of weight 0."""
-        from talas_lib import losses
-
-        terms = {}
-        if "simcse" in self.weights:
-            assert student.second is not None
-            terms["simcse"] = losses.info_nce(student.pooled, student.second, self.config.temperature)
+        terms = simcse_term(self, student, self.config.temperature)
         return terms | {name: rows.mean() for name, rows in self._rows(student, batch).items()}
 
     def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
         """The weighted distillation of each sentence, `[N]`; its token term is its share of the mean over tokens, times N."""
-        import torch
-
-        rows = self._rows(student, batch)
-        if not rows:
-            raise NotImplementedError
-        return torch.stack([self.weights[name] * row for name, row in rows.items()]).sum(0)
+        return weighted_rows(self, self._rows(student, batch))
 
     def _rows(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         from talas_lib.token_losses import by_sentence, unit_error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, weights_in_use
+from talas_lib.methods.base import Method, Needs, weighted_rows, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +123,8 @@ class DistillMoE(Method):
 
     def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
         """The weighted experts' part of each sentence, `[N]`, under its own dropout masks; CKA does not add up over sentences."""
-        import torch
-
         said, shares = self.heads["moe"].parts(student.pooled)
-        rows = self._rows(said, shares, batch.teacher)
-        if not rows:
-            raise NotImplementedError
-        return torch.stack([self.weights[name] * row for name, row in rows.items()]).sum(0)
+        return weighted_rows(self, self._rows(said, shares, batch.teacher))
 
     def output(self) -> torch.nn.Module | None:
         """The mixture of experts behind the pooling, or None for `output: cls`."""
@@ -167,7 +162,7 @@ class DistillMoE(Method):
         from talas_lib.token_losses import alignment_weights
 
         assert batch.tokens is not None
-        config, valid, per_layer = self.config, batch.layout.valid, []
+        config, layout, per_layer = self.config, batch.layout, []
         for layer in LAYERS:
             own, teacher = self.heads["projection"](student.tokens[layer]), batch.tokens.states[layer]
             weights = alignment_weights(
@@ -179,7 +174,7 @@ class DistillMoE(Method):
                 least_cosine=config.align_least_cosine,
                 temperature=config.align_temperature,
             )
-            per_layer.append(cka_loss(own[valid], (weights @ teacher)[valid]))
+            per_layer.append(cka_loss(layout.unpad(own), layout.unpad(weights @ teacher)))
         return torch.stack(per_layer).mean()
 
 

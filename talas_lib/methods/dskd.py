@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, weights_in_use
+from talas_lib.methods.base import Method, Needs, simcse_term, weighted_rows, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -84,22 +84,12 @@ class DSKD(Method):
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """The terms of one batch, leaving out those of weight 0."""
-        from talas_lib import losses
-
-        terms = {}
-        if "simcse" in self.weights:
-            assert student.second is not None
-            terms["simcse"] = losses.info_nce(student.pooled, student.second, self.config.temperature)
+        terms = simcse_term(self, student, self.config.temperature)
         return terms | {name: rows.mean() for name, rows in self._rows(student, batch).items()}
 
     def row_loss(self, student: StudentStates, batch: Batch) -> Tensor:
         """The weighted distillation of each sentence, `[N]`; its token terms are its share of the mean over tokens, times N."""
-        import torch
-
-        rows = self._rows(student, batch)
-        if not rows:
-            raise NotImplementedError
-        return torch.stack([self.weights[name] * row for name, row in rows.items()]).sum(0)
+        return weighted_rows(self, self._rows(student, batch))
 
     def _rows(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         rows = self._sentence_rows(student.pooled, batch.teacher) if self.config.weight_sentence > 0 else {}
@@ -116,7 +106,7 @@ class DSKD(Method):
         }
 
     def _token_rows(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
-        from talas_lib.token_losses import by_sentence, cross_attention, unit_error
+        from talas_lib.token_losses import cross_attention, errors_of_cells
 
         assert batch.tokens is not None
         assert batch.special is not None
@@ -131,8 +121,7 @@ class DSKD(Method):
             "token_down": (s, down, s_valid & ~batch.special),
         }
         for name, (states, aligned, words) in sides.items():
-            errors = unit_error(states[words], aligned[words], self.config.reduction)
-            rows[name] = by_sentence(errors, words.nonzero()[:, 0], len(words))
+            rows[name] = errors_of_cells(states, aligned, words, self.config.reduction)
         return rows
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, weights_in_use
+from talas_lib.methods.base import Method, Needs, simcse_term, weights_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -90,13 +90,9 @@ class EMO(Method):
 
     def terms(self, student: StudentStates, batch: Batch) -> dict[str, Tensor]:
         """The terms of one batch, leaving out those of weight 0."""
-        from talas_lib import losses
         from talas_lib.token_losses import attention_cka
 
-        terms = {}
-        if "simcse" in self.weights:
-            assert student.second is not None
-            terms["simcse"] = losses.info_nce(student.pooled, student.second, self.config.temperature)
+        terms = simcse_term(self, student, self.config.temperature)
         if "cka" in self.weights:
             assert batch.tokens is not None
             assert batch.pairs is not None

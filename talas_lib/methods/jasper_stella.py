@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from talas_lib.methods.base import Method, Needs, Stage
+from talas_lib.methods.base import Method, Needs, Stage, simcse_term
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,10 +71,15 @@ class JasperStella(Method):
             )
         self.config = config
         self.head_lr_mult = config.head_lr_mult
-        self.stages = (Stage(config.head_epochs, "heads"), Stage()) if config.head_epochs else (Stage(),)
+        self.stages = self.stages_of(config)
         widths = (sum(teacher_dims), *config.reduced_dims)
         self.heads = nn.ModuleList(linear(student_dim, width, generator=generator) for width in widths)
         self.enter(len(self.stages) - 1)
+
+    @classmethod
+    def stages_of(cls, config: Config) -> tuple[Stage, ...]:
+        """The heads alone first, unless `head_epochs` is 0."""
+        return (Stage(config.head_epochs, "heads"), Stage()) if config.head_epochs else (Stage(),)
 
     @staticmethod
     def needs(config: Config) -> Needs:
@@ -107,9 +112,7 @@ class JasperStella(Method):
         target = _together(batch.teachers)
         f1 = self.heads[0](student.pooled)
         terms = self._relations(f1, target) | {"cosine": losses.cosine_distance(f1, target)}
-        if "simcse" in self.weights:
-            assert student.second is not None
-            terms["simcse"] = losses.info_nce(student.pooled, student.second, self.config.temperature)
+        terms |= simcse_term(self, student, self.config.temperature)
         if self.weights.keys() & {"reduced_similarity", "reduced_ranking"}:
             pairs = [self._reduced(f1, head(student.pooled)) for head in list(self.heads)[1:]]
             terms |= {f"reduced_{name}": torch.stack([pair[name] for pair in pairs]).sum() for name in pairs[0]}

@@ -143,6 +143,8 @@ def _fill_in(
         corpus = _corpus(given, unused)
     if given.get("tasks") is not None:
         tasks = loading.load_tasks(given["tasks"])
+        for suite in given.get("beside", ()):
+            loading.load_tasks(suite)  # an unknown one is answered now
     if "method" in given:
         method = loading.load_method(given["method"], given["method_params"])
     if "optimizer" in given:

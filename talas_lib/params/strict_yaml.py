@@ -54,6 +54,20 @@ def read_yaml(path: Path) -> Document:
     return _parsed(label, text)
 
 
+def read_text(text: str, label: str) -> Document:
+    """`read_yaml` for a mapping that is no file, such as an argument; label: how messages call it."""
+    return _parsed(label, text)
+
+
+def read_value(text: str, label: str) -> Any:
+    """One plain value of any kind, under the same rules."""
+    try:
+        _refuse_extras(text, label)
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unreadable(label, error) from error
+
+
 @lru_cache(maxsize=256)
 def _parsed(label: str, text: str) -> Document:
     """A study reads the same few files hundreds of times; nobody may change what is in the document."""

@@ -41,6 +41,7 @@ COLUMNS = (
     "batches",
     "batch",
 )
+_TOLERANCE = 1e-2  # residual of `measure`: the error of an eigenvalue is about its square
 _GAP = {"train_loss": "train_loss", "held_out_loss": "held_out_loss", "gap": "loss_gap"}
 
 
@@ -259,6 +260,7 @@ def measure(preset: str, *, batches: int, estimator: str) -> int:
     done = 0
     for number, run in enumerate(found, start=1):
         asked = {"run": run.id, "sharpness_batches": batches, "estimator": estimator, "device": run.params.device}
+        asked["sharpness_tol"] = _TOLERANCE
         try:
             record = sharpness_run(run, params.resolve("05_sharpness", asked))
         except TalasError as error:

@@ -13,6 +13,7 @@ import pandas as pd
 from talas_lib import plots
 from talas_lib.study import paper_tables
 from talas_lib.study.blocks import Block
+from talas_lib.study.cost import reckoned
 from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def cost(block: Block, table: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.12)
     _reference_lines(axes, table)
-    axes.set_xlabel("training, minutes (logarithmic); AdamW where a name does not say otherwise")
+    machine = "on two idle threads" if reckoned(block) else "by the clock"
+    axes.set_xlabel(f"training, minutes {machine} (logarithmic); AdamW where a name does not say otherwise")
     axes.set_ylabel("Avg (0 to 100)")
     axes.set_title(_cost_title(rows, block.baseline), fontsize="medium", wrap=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

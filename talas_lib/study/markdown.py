@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib.study import paper_tables, wording
+from talas_lib.study import cost, paper_tables, wording
 from talas_lib.study.blocks import Block
 from talas_lib.study.tabulation import AVERAGES, MINUTES, UNSEEN, is_empty, tasks_of
 
@@ -45,7 +45,8 @@ def page(name: str, title: str, blocks: Sequence[tuple[Block, pd.DataFrame, str]
     parts = [f"# {name}: {title}"]
     for block, table, words in blocks:
         parts += [f"## {block.teacher} to {block.student}", setting(block), own_table(block, table), missing(block)]
-        parts += [words, _HOW.format(baseline=block.baseline)]
+        how = cost.HOW if cost.reckoned(block) else cost.CLOCK
+        parts += [words, f"{_HOW.format(baseline=block.baseline)} {how}"]
     if paper is not None:
         parts += list(paper_blocks(paper, [block for block, *_ in blocks]))
     return "\n\n".join(part for part in parts if part) + "\n"

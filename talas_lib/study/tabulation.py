@@ -11,7 +11,7 @@ import pandas as pd
 
 from talas_lib import params, spread
 from talas_lib.comparison import averages_of, unseen_scores
-from talas_lib.study import on_record
+from talas_lib.study import cost, on_record
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.wanted import Cell
 from talas_lib.uncertainty import mean_and_sd
@@ -206,8 +206,7 @@ def _over_seeds(block: Block, indices: Sequence[int]) -> dict[str, float]:
     """Means and deviations; a column that only some runs have is the mean over those."""
     found: dict[str, list[float]] = {}
     for i in indices:
-        seconds = block.record(block.members[i], "train")["train_s"]
-        values = _values(block, block.evaluation(i)) | block.other_scores(i) | {MINUTES: seconds / 60}
+        values = _values(block, block.evaluation(i)) | block.other_scores(i) | {MINUTES: cost.minutes(block, i)}
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     rows: dict[str, float] = {}
