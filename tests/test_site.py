@@ -37,11 +37,16 @@ def shown() -> list[str]:
 
 
 def test_every_entry_of_the_navigation_is_there() -> None:
-    optional = {"docs/course.md", "docs/faq.md"}
     for path in pages.files_of(written_nav()):
-        assert path in GENERATED or path in optional or (ROOT / path).is_file(), path
+        assert path in GENERATED or (ROOT / path).is_file(), path
     generated = {path for path, _ in reference.api_pages()} | set(tables.pages())
     assert {path for path in shown() if path not in generated and not (ROOT / path).is_file()} == set()
+
+
+def test_notebooks_come_in_the_order_of_the_course() -> None:
+    course = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
+    order = dict.fromkeys(re.findall(r"\]\(\.\./(notebooks/\w+\.ipynb)\)", course))
+    assert [path for path in shown() if path.endswith(".ipynb")] == list(order)
 
 
 def test_nothing_is_shown_twice() -> None:
