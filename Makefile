@@ -13,6 +13,9 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v "$$p" && break; done)
 # one file says that .venv holds what this lock and this torch ask for
 READY := $(VENV)/.ready-$(shell (cat requirements.lock; echo torch==$(TORCH_VERSION)) | cksum | tr ' ' '-')
+# The site's packages lie in a folder of their own, so that .venv and its JupyterLab are the same with and without them.
+DOCS := $(CURDIR)/$(VENV)/docs
+DOCS_READY := $(VENV)/.docs-ready-$(shell cat requirements-docs.lock | cksum | tr ' ' '-')
 # commands see .venv first and its Jupyter kernel before any of the user's
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
@@ -21,7 +24,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart study study-dry bench test test-all lab lint format lock clean-cache
+.PHONY: help setup quickstart study study-dry bench test test-all lab docs lint format lock clean-cache
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -51,11 +54,14 @@ bench: $(READY)  ## time and memory of all that is done here beside the usual wa
 test: $(READY)  ## tests but the slow and the browser ones; needs no network
 	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
-test-all: $(READY)  ## all tests (those that need local data or a browser skip without it)
-	@$(RUN) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test-all: $(READY)  ## all tests (those that need local data, a browser or the packages of make docs skip without them)
+	@PYTHONPATH="$(DOCS)" $(RUN) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	@$(RUN) jupyter lab $(ARGS)
+lab: $(READY)  ## JupyterLab, opened at notebooks/00_quickstart.ipynb
+	@$(RUN) jupyter lab notebooks/00_quickstart.ipynb $(ARGS)
+
+docs: $(DOCS_READY)  ## the site: notebooks executed on tiny models, guides, results, API, search; outputs/site/html/index.html
+	@PYTHONPATH="$(DOCS)" $(RUN) python -m tools.website
 
 lint: $(READY)  ## ruff, mypy, and no notebook with outputs; changes nothing
 	@$(RUN) ruff check .
@@ -68,8 +74,8 @@ format: $(READY)  ## ruff's fixes and format, outputs stripped from the notebook
 	@$(RUN) ruff format .
 	@$(if $(NOTEBOOKS),$(RUN) nbstripout $(NOTEBOOKS))
 
-lock: $(READY)  ## rewrite requirements.lock from what .venv holds now
-	@$(RUN) python tools/lock.py
+lock: $(DOCS_READY)  ## rewrite requirements.lock and requirements-docs.lock from what .venv holds now
+	@PYTHONPATH="$(DOCS)" $(RUN) python tools/lock.py
 
 clean-cache: $(READY)  ## delete outputs/cache: teacher embeddings and unpacked models, made again when needed; runs stay
 	@$(RUN) python -c 'import shutil; from talas_lib import paths; folder = paths.cache_dir(); \
@@ -93,3 +99,9 @@ $(READY):
 	@PYTHONWARNINGS=ignore $(PIP) install --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.ready-* && touch $@
 	@echo "set-up done: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
+
+$(DOCS_READY): $(READY)
+	@echo "set-up for the site: the packages of requirements-docs.lock (about 25 MB)"
+	@rm -rf "$(DOCS)" $(VENV)/.docs-ready-*
+	@$(PIP) install --require-hashes --no-deps --target "$(DOCS)" -r requirements-docs.lock
+	@touch $@

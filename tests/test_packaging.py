@@ -54,6 +54,7 @@ def lock_faults(text: str) -> list[str]:
 
 def test_lock_is_exact_hashed_and_of_no_machine() -> None:
     assert lock_faults(LOCK) == []
+    assert lock_faults((ROOT / "requirements-docs.lock").read_text()) == []
     assert len(locked()) > 150
 
 
