@@ -165,7 +165,7 @@ def lines(found: Sequence[runs.Run], settings: Mapping[str, Any], points: int) -
 
 
 def write(preset: str, *, beside: Sequence[str] = (), folder: Path | None = None) -> Path:
-    """All tables and figures of a preset, and the preset itself, under results/sharpness or another folder; returns the folder.
+    """All tables and figures of a preset, under results/sharpness unless another folder is given; returns the folder.
 
     beside: further presets whose measured and scored runs count for the correlation of flatness and score.
     """
@@ -197,8 +197,6 @@ def write(preset: str, *, beside: Sequence[str] = (), folder: Path | None = None
     for name, frame in tables.items():
         atomic_write_text(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     atomic_write_text(folder / "flatness.md", flatness.in_words(ranks) + "\n")
-    asked = paths.params_dir() / "presets" / f"{preset}.yaml"
-    atomic_write_text(folder / asked.name, asked.read_text(encoding="utf-8"))
     _draw(folder, found, over_epochs, final, ways, rows, ranks)
     return folder
 
@@ -291,7 +289,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "write":
-            display.say(f"written: {write(chosen.preset, beside=chosen.flatness)}")
+            folder = write(chosen.preset, beside=chosen.flatness)
+            made_by = paths.params_dir() / "presets" / f"{chosen.preset}.yaml"
+            atomic_write_text(folder / made_by.name, made_by.read_text(encoding="utf-8"))
+            display.say(f"written: {folder}")
         else:
             measure(chosen.preset, batches=chosen.batches, estimator=chosen.estimator)
     except TalasError as error:
