@@ -23,11 +23,11 @@ FLAT = ("--flat", "10000", "100000", "1000000")
 RUNS: dict[str, tuple[str, ...]] = {
     "steps": ("steps",),
     "phases": ("phases",),
-    "methods": ("methods",),
+    "methods": ("methods", "--steps", "4"),
     "encode": ("encode",),
     "flat": ("encode", *FLAT),
-    "eigen": ("eigen", "--repeats", "1"),
-    "ascent": ("ascent", "--batches", "16", "--train", "100"),
+    "eigen": ("eigen", "--repeats", "2"),
+    "ascent": ("ascent", "--batches", "10", "--train", "60"),
     "evaluation": ("evaluation",),
 }
 

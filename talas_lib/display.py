@@ -66,10 +66,12 @@ def _bar(label: str) -> Progress:
 
     def show(done: int, total: int) -> None:
         if not bar:
+            if done >= total:  # nothing was waited for
+                return
             bar.append(tqdm(total=total, desc=label))
         bar[0].update(done - bar[0].n)
         if done >= total:
-            bar[0].close()
+            bar.pop().close()  # what is counted after that, such as the next table, gets a bar of its own
 
     return show
 

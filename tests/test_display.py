@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,30 @@ def test_headless_progress_is_lines(capsys: pytest.CaptureFixture[str], monkeypa
         tell(done, 100)
     said = capsys.readouterr().out
     assert said.splitlines() == [line for line in said.splitlines() if line.startswith("steps: 100 of 100, ")]
+
+
+def test_a_bar_that_is_full_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One progress for several pieces of work, each counted from its beginning: a bar each, all of them closed."""
+    bars: list[Any] = []
+
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            self.total, self.n, self.open = total, 0, True
+            bars.append(self)
+
+        def update(self, by: int) -> None:
+            assert self.open
+            self.n += by
+
+        def close(self) -> None:
+            self.open = False
+
+    monkeypatch.setattr(display, "_interactive", lambda: True)
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    show = display.progress("tables")
+    for done, total in [(1, 3), (3, 3), (3, 3), (1, 2), (2, 2)]:
+        show(done, total)
+    assert [(bar.total, bar.n, bar.open) for bar in bars] == [(3, 3, False), (2, 2, False)]
 
 
 def test_elapsed_says_that_it_is_at_work_and_when_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
