@@ -118,7 +118,7 @@ def cost(block: Block, table: pd.DataFrame) -> Figure:
     axes.set_ylabel("Avg (0 to 100)")
     axes.set_title(_cost_title(rows, block.baseline), fontsize="medium", wrap=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     lines = [row["avg"] for row in table.to_dict("records") if row["kind"] == REFERENCE]
     names = [str(row["row"]).replace(" + adamw", "").replace(f"teacher {block.teacher}+", "with ") for row in rows]
     place_labels(axes, names, minutes, [row["avg"] for row in rows], lines=lines)

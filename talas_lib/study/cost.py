@@ -24,9 +24,9 @@ CLOCK = "Training minutes are those of the clock."
 
 
 def minutes(block: Block, index: int) -> float:
-    """Minutes of training a run: reckoned from the benchmarks, by the clock where `reckoned` says that they do not fit."""
+    """Minutes of training a run: reckoned from the benchmarks; by the clock where they do not fit, or no step was taken."""
     train = block.record(block.members[index], "train")
-    if not reckoned(block):
+    if not reckoned(block) or not train["steps"]:  # a computed student takes no step
         return float(train["train_s"]) / 60
     return _rates(bench.folder()).train_s(block.resolved[index], train["sentences"], "cpu") / 60
 
