@@ -1,9 +1,10 @@
-"""The one exception meant for users, and the two phrases its messages share."""
+"""The one exception meant for users, the two phrases its messages share, and how a command line ends with it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class TalasError(Exception):
@@ -20,3 +21,13 @@ def did_you_mean(name: str, accepted: Iterable[str]) -> str:
 def listed(names: Iterable[str]) -> str:
     """Names for a message, in the given order, `(none)` when there are none."""
     return ", ".join(names) or "(none)"
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """What a command line returns: 0 once `work` is done, 2 for bad input, whose message goes to standard error."""
+    try:
+        work()
+    except TalasError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0

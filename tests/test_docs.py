@@ -51,9 +51,11 @@ def test_the_readme_s_tables_are_those_of_their_files() -> None:
         with (DOCS.parent / file).open(encoding="utf-8", newline="") as stream:
             rows = {row[0]: row[1:] for row in csv.reader(stream)}
         for name, *cells in tables(shown)[0][1:]:
-            numbers = [cell.split(" ")[0].lstrip("+") for cell in cells]
-            known = {f"{float(value):.{_digits(n)}f}" for n in numbers for value in rows[name] if _is_number(value)}
-            assert set(numbers) <= known, (file, name)
+            known = [value for value in rows[name] if _is_number(value)]
+            assert cells == [f"{float(value):.{_digits(cell)}f}" for value, cell in zip(known, cells, strict=True)], (
+                file,
+                name,
+            )
 
 
 def _digits(number: str) -> int:

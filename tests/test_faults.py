@@ -374,6 +374,18 @@ def test_a_tokenizer_without_tokenizer_json_is_its_vocabulary(name: str, tmp_pat
 # ---- two at once
 
 
+def two_at_once(work: Callable[[str, int, Any], None], root: Path) -> None:
+    """Two processes that begin together, and both end well. work(root, number, gate) waits at the gate."""
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(2)
+    workers = [context.Process(target=work, args=(str(root), n, gate)) for n in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def _build(root: str, number: int, gate: Any) -> None:
     texts = [f"text {i}" for i in range(300)]
 
@@ -388,14 +400,7 @@ def _build(root: str, number: int, gate: Any) -> None:
 
 
 def test_two_processes_build_one_cache(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(2)
-    workers = [context.Process(target=_build, args=(str(tmp_path), n, gate)) for n in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    two_at_once(_build, tmp_path)
     encoded = "".join(file.read_text() for file in tmp_path.glob("calls-*")).splitlines()
     assert len(encoded) == len(set(encoded)) == 300
     (folder,) = (tmp_path / "cache").glob("teacher-*/")
@@ -411,14 +416,7 @@ def _make_tiny(root: str, number: int, gate: Any) -> None:
 
 
 def test_two_processes_make_one_tiny_model(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(2)
-    workers = [context.Process(target=_make_tiny, args=(str(tmp_path), n, gate)) for n in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    two_at_once(_make_tiny, tmp_path)
     assert len({file.read_text() for file in tmp_path.glob("made-*")}) == 1
     assert len(list((tmp_path / "cache" / "tiny").glob("[!.]*"))) == 1
     assert not list((tmp_path / "cache" / "tiny").glob(".*"))

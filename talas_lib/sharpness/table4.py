@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talas_lib import display, methods, params, paths, runs
-from talas_lib.errors import TalasError
+from talas_lib.errors import TalasError, exit_code
 from talas_lib.files import atomic_write_text
 from talas_lib.sharpness import flatness
 
@@ -287,18 +287,16 @@ def main(arguments: list[str] | None = None) -> int:
     measuring.add_argument("--batches", type=int, default=8)
     measuring.add_argument("--estimator", default="quick")
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.command == "write":
-            folder = write(chosen.preset, beside=chosen.flatness)
-            made_by = paths.params_dir() / "presets" / f"{chosen.preset}.yaml"
-            atomic_write_text(folder / made_by.name, made_by.read_text(encoding="utf-8"))
-            display.say(f"written: {folder}")
-        else:
-            measure(chosen.preset, batches=chosen.batches, estimator=chosen.estimator)
-    except TalasError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    if chosen.command == "write":
+        return exit_code(lambda: _write_with_preset(chosen.preset, chosen.flatness))
+    return exit_code(lambda: measure(chosen.preset, batches=chosen.batches, estimator=chosen.estimator))
+
+
+def _write_with_preset(preset: str, beside: Sequence[str]) -> None:
+    folder = write(preset, beside=beside)
+    made_by = paths.params_dir() / "presets" / f"{preset}.yaml"
+    atomic_write_text(folder / made_by.name, made_by.read_text(encoding="utf-8"))
+    display.say(f"written: {folder}")
 
 
 if __name__ == "__main__":

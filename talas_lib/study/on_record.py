@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from talas_lib import params, paths, runs
-from talas_lib.errors import TalasError
+from talas_lib.errors import TalasError, exit_code
 from talas_lib.files import atomic_write_json
 from talas_lib.study.wanted import cells, is_current
 
@@ -291,13 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("preset", help="a file of params/presets with `tables`")
     parser.add_argument("run_id", help="the run to keep")
     chosen = parser.parse_args(arguments)
-    try:
-        file = keep(params.load_preset(chosen.preset), chosen.run_id)
-    except TalasError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{file}\n")
-    return 0
+    return exit_code(lambda: sys.stdout.write(f"{keep(params.load_preset(chosen.preset), chosen.run_id)}\n"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from talas_lib import params
-from talas_lib.errors import TalasError, did_you_mean, listed
+from talas_lib.errors import TalasError, did_you_mean, exit_code, listed
 from talas_lib.graph import plan
 from talas_lib.study import on_record, wanted
 
@@ -66,12 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("preset", help="a file of params/presets with tables")
     parser.add_argument("name", help="an encoder of one of them, a file of params/teachers")
     chosen = parser.parse_args(arguments)
-    try:
-        sys.stdout.write(f"{keep(chosen.preset, chosen.name)}\n")
-    except TalasError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return exit_code(lambda: sys.stdout.write(f"{keep(chosen.preset, chosen.name)}\n"))
 
 
 if __name__ == "__main__":

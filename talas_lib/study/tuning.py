@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from talas_lib import params
-from talas_lib.errors import TalasError
+from talas_lib.errors import TalasError, exit_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,13 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("preset", help="a file of params/presets with a table `tune`")
     chosen = parser.parse_args(arguments)
-    try:
-        text = of(params.load_preset(chosen.preset))
-    except TalasError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(text)
-    return 0
+    return exit_code(lambda: sys.stdout.write(of(params.load_preset(chosen.preset))))
 
 
 if __name__ == "__main__":
