@@ -30,11 +30,7 @@ def uses_sliding_window(config: Any) -> bool:
 def keep_layers(model: Any, layers: Sequence[int]) -> None:
     """Cut a model down to the given blocks, in place. TalasError when an index does not exist."""
     there = blocks(model)
-    wrong = [i for i in layers if not 0 <= i < len(there)]
-    if wrong or not layers:
-        raise TalasError(
-            f"layers {list(layers)} of a model with {len(there)} blocks: choose from 0 to {len(there) - 1}"
-        )
+    check_layers(layers, len(there))
     kept = nn.ModuleList([there[i] for i in layers])
     for number, block in enumerate(kept):
         for module in block.modules():
@@ -45,6 +41,12 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """TalasError when a model with `count` blocks does not have all of these, or when there are none."""
+    if not layers or not all(0 <= i < count for i in layers):
+        raise TalasError(f"layers {list(layers)} of a model with {count} blocks: choose from 0 to {count - 1}")
 
 
 def _parent(model: Any) -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talas_lib import display, methods, paths, sources, teacher_cache
+from talas_lib import display, fitting, methods, paths, sources, teacher_cache
 from talas_lib.errors import TalasError
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ class Caches:
 def open_caches(p: ResolvedParams, corpus: Corpus, *, progress: Progress | None = None) -> Caches:
     """What training with these parameters reads; missing vectors and alignments are computed.
 
-    TalasError when token states are read and not there, before any teacher is loaded, and when the teacher's sentence vectors
-    have another width than its token states.
+    TalasError before any teacher is loaded when the method does not fit the student, or when token states are read and not
+    there; and when the teacher's sentence vectors have another width than its token states.
     """
     if not p.needs_teacher or methods.builds_student(p.method):
         return Caches()
+    fitting.check(p)
     tokens = open_tokens(p, corpus)
     count = len(p.teacher_specs)
     vectors = tuple(
@@ -158,17 +159,13 @@ def token_command(p: ResolvedParams) -> str:
 
 def token_estimate(p: ResolvedParams, corpus: Corpus) -> dict[str, Any] | None:
     """How large the token states will be, from the tokenizer alone: {signals, tokens, bytes}; None when none are read."""
-    from transformers import AutoConfig
-
     from talas_lib import token_cache
     from talas_lib.cache_files import distinct_texts
-    from talas_lib.model_folders import transformer_folder
 
     if not p.needs.token_cache:
         return None
     lengths = sources.load_tokenizer(p.teacher_spec).tokenize(distinct_texts(corpus.texts)[0]).lengths
-    folder = transformer_folder(sources.model_folder(p.teacher_spec))
-    dim = AutoConfig.from_pretrained(folder, trust_remote_code=False).hidden_size
+    dim, _ = sources.shape(p.teacher_spec)
     return {
         "signals": [signal.name for signal in token_cache.signals(p.needs)],
         "tokens": int(lengths.sum()),

@@ -116,6 +116,33 @@ def load_student(spec: StudentSpec, *, device: str = "cpu") -> Encoder:
     return Encoder.load(folder, layers=spec.layers, pooling=spec.pooling, max_length=spec.max_length).to(device)
 
 
+def shape(spec: TeacherSpec | StudentSpec) -> tuple[int, int]:
+    """(width of the hidden states, number of blocks) of a model, from its configuration alone.
+
+    TalasError for a folder that holds no model, a configuration that transformers cannot read, and layers that are not there.
+    """
+    from transformers import AutoConfig
+
+    from talas_lib.blocks import check_layers
+    from talas_lib.model_folders import check_kind, transformer_folder
+
+    folder = transformer_folder(model_folder(spec))
+    check_kind(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        width, blocks = int(config.hidden_size), int(config.num_hidden_layers)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TalasError(
+            f"{folder / 'config.json'} cannot be read as the configuration of a text encoder: {' '.join(str(error).split())[:300]}"
+            ". Get the folder anew, or take a model that transformers knows"
+        ) from error
+    layers = getattr(spec, "layers", None)  # a teacher is read whole
+    if layers is None:
+        return width, blocks
+    check_layers(layers, blocks)
+    return width, len(layers)
+
+
 def load_tokenizer(spec: TeacherSpec | StudentSpec) -> TextTokenizer:
     """How the model reads texts, without its weights. TalasError when its pooling cannot be told."""
     from talas_lib.tokenization import TextTokenizer

@@ -19,6 +19,7 @@ from talas_lib import (
     collapse,
     distribution,
     export,
+    fitting,
     kept_weights,
     methods,
     model_folders,
@@ -114,17 +115,7 @@ def settings_of(p: ResolvedParams) -> Settings:
 
 def build_method(p: ResolvedParams, *, student: Encoder, teacher_dims: tuple[int, ...]) -> Method:
     """The method object, its heads drawn from the run's seed. TalasError when it does not fit the student."""
-    generator = torch.Generator().manual_seed(p.seed)
-    try:
-        return methods.method_class(p.method)(  # type: ignore[call-arg]
-            p.method_config,
-            student_dim=student.dim,
-            teacher_dims=teacher_dims,
-            num_layers=student.num_layers,
-            generator=generator,
-        )
-    except ValueError as error:
-        raise TalasError(f"method {p.method} does not fit student {p.student}: {error}") from error
+    return fitting.build_method(p, student_dim=student.dim, num_layers=student.num_layers, teacher_dims=teacher_dims)
 
 
 def prepare(p: ResolvedParams, method: Method, student: Encoder, corpus: Corpus, caches: Caches) -> None:

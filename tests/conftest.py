@@ -9,8 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from talas_lib.runs import Run
 
 # Set before anything imports torch or transformers. Child processes (notebook kernels, Snakemake) inherit it.
 USERS = {name: os.environ.pop(name, None) for name in ("TALAS_DATA", "TALAS_ASSETS")}
@@ -62,6 +66,17 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALAS_OUTPUTS", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Iterator[Run]:
+    """A finished run on a CSV of 160 sentences in an outputs folder of its own, which all tests of a module share."""
+    from small_run import small_run
+
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TALAS_OUTPUTS", str(folder / "outputs"))
+        yield small_run(folder, tiny_texts[:160])
 
 
 @pytest.fixture(scope="session")

@@ -139,29 +139,21 @@ def test_a_ranking_needs_documents_that_could_be_wrong():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_texts):
-    folder = tmp_path_factory.mktemp("own")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TALAS_OUTPUTS", str(folder / "outputs"))
-        yield small_run(folder, tiny_texts[:160])
+def record(own_run):
+    return agreement.measure_run(own_run)
 
 
-@pytest.fixture(scope="module")
-def record(run):
-    return agreement.measure_run(run)
-
-
-def test_the_unseen_sentences_are_those_of_the_corpus_that_training_left_out(run):
-    unseen, trained = agreement.unseen_texts(run), stages.load_corpus(run.params).texts
-    assert set(unseen) | set(trained) == set(sources.load_corpus(run.params.corpus_spec).texts)
+def test_the_unseen_sentences_are_those_of_the_corpus_that_training_left_out(own_run):
+    unseen, trained = agreement.unseen_texts(own_run), stages.load_corpus(own_run.params).texts
+    assert set(unseen) | set(trained) == set(sources.load_corpus(own_run.params.corpus_spec).texts)
     assert not {comparison_key(t) for t in unseen} & {comparison_key(t) for t in trained}
     assert len(unseen) >= agreement.LEAST
 
 
-def test_a_run_has_every_measure_of_every_model(run, record):
-    assert record == json.loads(json.dumps(run.read_record("agreement")))
-    assert record["sentences"] == len(agreement.unseen_texts(run))
-    assert record["documents_ranked"] == len(set(stages.load_corpus(run.params).texts))
+def test_a_run_has_every_measure_of_every_model(own_run, record):
+    assert record == json.loads(json.dumps(own_run.read_record("agreement")))
+    assert record["sentences"] == len(agreement.unseen_texts(own_run))
+    assert record["documents_ranked"] == len(set(stages.load_corpus(own_run.params).texts))
     (rows,) = record["teachers"].values()
     assert set(rows) == set(agreement.MODELS)
     for row in rows.values():
@@ -180,31 +172,31 @@ def test_a_student_that_is_its_teacher_agrees_wholly(tmp_path, tiny_texts, monke
     assert rows["untrained_cls"]["pair_spearman"]["value"] < 90
 
 
-def test_the_numbers_are_those_of_the_vectors(run, record):
-    texts = agreement.hash_order(agreement.unseen_texts(run), "agreement")
-    p = run.params
+def test_the_numbers_are_those_of_the_vectors(own_run, record):
+    texts = agreement.hash_order(agreement.unseen_texts(own_run), "agreement")
+    p = own_run.params
     teacher = sources.load_teacher(p.teacher_spec).encode(texts)
-    student = stages.load_run_student(run).encode(texts, normalize=False)
+    student = stages.load_run_student(own_run).encode(texts, normalize=False)
     expected = 100 * agreement.neighbour_overlap(teacher, student).mean()
     assert record["teachers"]["tiny"]["student"]["overlap_at_10"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_is_measured_once(run, record, monkeypatch):
+def test_it_is_measured_once(own_run, record, monkeypatch):
     monkeypatch.setattr(Encoder, "encode", lambda *_, **__: pytest.fail("something was encoded again"))
-    assert agreement.measure_run(run) == record
+    assert agreement.measure_run(own_run) == record
 
 
-def test_a_file_of_sentences_takes_the_corpus_columns_and_leaves_out_what_was_trained_on(run, tmp_path, tiny_texts):
-    trained = stages.load_corpus(run.params).texts
+def test_a_file_of_sentences_takes_the_corpus_columns_and_leaves_out_what_was_trained_on(own_run, tmp_path, tiny_texts):
+    trained = stages.load_corpus(own_run.params).texts
     file = write_csv(tmp_path / "new.csv", [*tiny_texts[160:200], trained[0], trained[1].upper()])
-    found = agreement.unseen_texts(run, str(file))
+    found = agreement.unseen_texts(own_run, str(file))
     assert set(found) == set(tiny_texts[160:200])
 
 
-def test_too_few_unseen_sentences_are_refused_with_the_ways_out(run, tmp_path, tiny_texts):
+def test_too_few_unseen_sentences_are_refused_with_the_ways_out(own_run, tmp_path, tiny_texts):
     file = write_csv(tmp_path / "few.csv", tiny_texts[160:165])
     with pytest.raises(TalasError, match=r"holds 5 sentences.*20 are needed.*hold_out 0.1"):
-        agreement.unseen_texts(run, str(file))
+        agreement.unseen_texts(own_run, str(file))
 
 
 def test_the_table_and_the_words(record):
@@ -216,18 +208,18 @@ def test_the_table_and_the_words(record):
     assert f"{record['teachers']['tiny']['student']['overlap_at_10']['value']:.1f} +-" in said
 
 
-def test_the_command(run, record, capsys):
-    assert agreement.main([run.id]) == 0
+def test_the_command(own_run, record, capsys):
+    assert agreement.main([own_run.id]) == 0
     said = capsys.readouterr().out
-    assert run.id in said
+    assert own_run.id in said
     assert "trained student" in said
-    assert "Agreement with the teacher" in (run.folder / "model" / "README.md").read_text()
+    assert "Agreement with the teacher" in (own_run.folder / "model" / "README.md").read_text()
 
 
-def test_the_command_refuses_with_a_message(run, capsys):
+def test_the_command_refuses_with_a_message(own_run, capsys):
     assert agreement.main(["no-such-run"]) == 2
     assert "is no run id" in capsys.readouterr().err
-    assert agreement.main([run.id, "--unseen", "nothing.csv"]) == 2
+    assert agreement.main([own_run.id, "--unseen", "nothing.csv"]) == 2
     assert "nothing.csv" in capsys.readouterr().err
 
 

@@ -140,8 +140,26 @@ def test_what_cannot_be_scored_or_does_not_fit_is_refused(outputs):
     run = runs.open_run(resolved(teacher="tiny"))
     with pytest.raises(TalasError, match="has not finished training"):
         assess.evaluate_run(run, params.load_tasks("tiny"))
-    with pytest.raises(TalasError, match=r"does not fit student tiny: num_anchor_layers=9"):
-        stages.train_run(resolved(teacher="tiny", method_params={"num_anchor_layers": 9}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method_params": {"num_anchor_layers": 9}}, r"does not fit student tiny: num_anchor_layers=9.*3 blocks"),
+        ({"method_params": {"lasd_pairs": 9}}, r"does not fit student tiny: lasd_pairs=9.*1 to 3 or all"),
+        ({"method": "mse", "teacher": "mpnet-base"}, r"method mse does not fit student tiny: .*32 dimensions, the teacher's 768"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_before_anything_is_cached_or_loaded(outputs, monkeypatch, values, message):
+    def never(*_args, **_options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(sources, "load_teacher", never)
+    monkeypatch.setattr(sources, "load_student", never)
+    with pytest.raises(TalasError, match=message):
+        stages.train_run(resolved(**{"teacher": "tiny", **values}))
+    assert not list(outputs.rglob("*.npy"))
+    assert not list(outputs.glob("tiny--*"))
 
 
 def test_fixed_batches_are_a_function_of_their_arguments():

@@ -19,25 +19,17 @@ HAVE_ONNX = all(__import__("importlib.util").util.find_spec(name) for name in ("
 needs_onnx = pytest.mark.skipif(not HAVE_ONNX, reason="needs onnx, onnxscript and onnxruntime")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_texts):
-    folder = tmp_path_factory.mktemp("own")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TALAS_OUTPUTS", str(folder / "outputs"))
-        yield small_run(folder, tiny_texts[:160])
-
-
 def head_of(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---", 2)[1])
 
 
-def test_the_card_after_training_says_what_is_known_and_no_more(run):
-    card = (run.folder / "model" / "README.md").read_text(encoding="utf-8")
+def test_the_card_after_training_says_what_is_known_and_no_more(own_run):
+    card = (own_run.folder / "model" / "README.md").read_text(encoding="utf-8")
     head = head_of(card)
     assert head["library_name"] == "sentence-transformers"
     assert "model-index" not in head
     assert "license" not in head  # random weights have none
-    record = run.read_record("train")
+    record = own_run.read_record("train")
     assert f"{record['sentences']} sentences without labels, sha256 {record['corpus_sha256'][:12]}" in card
     assert "distilled with talas from `tiny` into `tiny` by talas with asam, on the corpus mine" in card
     assert "2 epochs, batches of 16, learning rate 0.001, seed 42, fp32" in card
@@ -48,14 +40,14 @@ def test_the_card_after_training_says_what_is_known_and_no_more(run):
     assert "## Forms" not in card
 
 
-def test_every_table_of_a_card_is_whole(run):
-    for block in re.findall(r"(?:^\|.*\n)+", model_card.text(run), re.MULTILINE):
+def test_every_table_of_a_card_is_whole(own_run):
+    for block in re.findall(r"(?:^\|.*\n)+", model_card.text(own_run), re.MULTILINE):
         assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_the_card_gets_scores_in_words_and_for_the_hub(run):
-    record = assess.evaluate_run(run, params.load_tasks("tiny"))
-    card = (run.folder / "model" / "README.md").read_text(encoding="utf-8")
+def test_the_card_gets_scores_in_words_and_for_the_hub(own_run):
+    record = assess.evaluate_run(own_run, params.load_tasks("tiny"))
+    card = (own_run.folder / "model" / "README.md").read_text(encoding="utf-8")
     (entry,) = head_of(card)["model-index"]
     by_task = {row["dataset"]["type"]: row["metrics"][0] for row in entry["results"]}
     for task, row in record["tasks"].items():
@@ -89,18 +81,18 @@ def test_vectors_that_differ_are_refused():
         export.check_equal(ours, ours * [[1.5], [1]], "x gives")
 
 
-def test_the_saved_weights_can_be_read_by_others(run):
-    for file in (run.folder / "model").rglob("*"):
+def test_the_saved_weights_can_be_read_by_others(own_run):
+    for file in (own_run.folder / "model").rglob("*"):
         if file.is_file():
             assert file.stat().st_mode & stat.S_IROTH, file
 
 
-def test_plain_transformers_gives_the_same_vectors(run):
+def test_plain_transformers_gives_the_same_vectors(own_run):
     from talas_lib import stages
 
     texts = ["a boat", "the old farmer walked to the market"]
-    ours = stages.load_run_student(run).encode(texts, normalize=False)
-    assert export.by_transformers(run.folder / "model", texts) == pytest.approx(ours, abs=1e-5)
+    ours = stages.load_run_student(own_run).encode(texts, normalize=False)
+    assert export.by_transformers(own_run.folder / "model", texts) == pytest.approx(ours, abs=1e-5)
 
 
 def test_widths_are_halves():
@@ -109,15 +101,15 @@ def test_widths_are_halves():
     assert shorter_vectors.widths(20) == [20]
 
 
-def test_without_the_packages_nothing_is_written(run, monkeypatch):
+def test_without_the_packages_nothing_is_written(own_run, monkeypatch):
     monkeypatch.setattr(onnx_files, "_PACKAGES", ("a_package_that_is_not_there",))
     with pytest.raises(TalasError, match="ONNX needs"):
-        publish.export_run(run)
-    assert not (run.folder / "export").exists()
-    assert not list(run.folder.glob(".export*"))
+        publish.export_run(own_run)
+    assert not (own_run.folder / "export").exists()
+    assert not list(own_run.folder.glob(".export*"))
 
 
-def test_an_unfinished_run_is_refused(run):
+def test_an_unfinished_run_is_refused(own_run):
     with pytest.raises(TalasError, match="has not finished training"):
         publish.export_run(runs.Run("tiny--tiny--talas--adamw--s1--00000000"))
 
@@ -126,21 +118,21 @@ def test_an_unfinished_run_is_refused(run):
 
 
 @pytest.fixture(scope="module")
-def exported(run):
+def exported(own_run):
     if not HAVE_ONNX:
         pytest.skip("needs onnx, onnxscript and onnxruntime")
-    return publish.export_run(run)
+    return publish.export_run(own_run)
 
 
-def test_the_folder_is_the_model_without_the_heads_and_with_both_graphs(run, exported):
+def test_the_folder_is_the_model_without_the_heads_and_with_both_graphs(own_run, exported):
     files = {str(f.relative_to(exported.folder)) for f in exported.folder.rglob("*") if f.is_file()}
-    model = {str(f.relative_to(run.folder / "model")) for f in (run.folder / "model").rglob("*") if f.is_file()}
+    model = {str(f.relative_to(own_run.folder / "model")) for f in (own_run.folder / "model").rglob("*") if f.is_file()}
     assert files == model - {export.HEADS_FILE} | {"onnx/model.onnx", "onnx/model_int8.onnx"}
     for name in ("model.safetensors", "tokenizer.json", "1_Pooling/config.json"):
-        assert (exported.folder / name).read_bytes() == (run.folder / "model" / name).read_bytes()
+        assert (exported.folder / name).read_bytes() == (own_run.folder / "model" / name).read_bytes()
     assert (exported.new, exported.kind) == (True, "not trained on")
-    assert set(exported.texts) == set(agreement.unseen_texts(run))
-    assert not list(run.folder.glob(".export*"))
+    assert set(exported.texts) == set(agreement.unseen_texts(own_run))
+    assert not list(own_run.folder.glob(".export*"))
 
 
 def test_everything_that_loads_it_gives_the_same_vectors(exported):
@@ -171,20 +163,20 @@ def test_the_curve_of_widths(exported):
     assert ("avg", "first") in table.columns
 
 
-def test_the_finished_export_is_on_record_and_in_the_card(run, exported):
+def test_the_finished_export_is_on_record_and_in_the_card(own_run, exported):
     found = publish.forms(exported, rounds=1)
     rows = shorter_vectors.width_curve(exported)
     folder = publish.finish(exported, publish.check_loads(exported, 8), found, rows)
-    record = run.read_record("export")
+    record = own_run.read_record("export")
     assert record["widths"] == json.loads(json.dumps(rows))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card == (run.folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert card == (own_run.folder / "model" / "README.md").read_text(encoding="utf-8")
     assert "In this folder the vectors" not in card
     assert f"| ONNX int8 | {found['ONNX int8']['size_mb']:.2f} |" in card
     assert "## Shorter vectors" in card
     assert f"| 16 | principal | {rows[3]['pair_spearman']:.2f} |" in card
     assert f"on {len(exported.texts)} texts (not trained on)" in card
-    test_every_table_of_a_card_is_whole(run)
+    test_every_table_of_a_card_is_whole(own_run)
 
 
 @pytest.mark.slow
@@ -210,9 +202,9 @@ def test_shorter_vectors_can_be_exported(tmp_path, tiny_texts, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_second_export_replaces_the_first(run, exported):
+def test_a_second_export_replaces_the_first(own_run, exported):
     (exported.folder / "left over.txt").write_text("x")
-    again = publish.export_run(run)
+    again = publish.export_run(own_run)
     assert not (again.folder / "left over.txt").exists()
     assert (again.folder / "onnx" / "model.onnx").is_file()
 
