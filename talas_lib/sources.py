@@ -133,7 +133,7 @@ def shape(spec: TeacherSpec | StudentSpec) -> tuple[int, int]:
         width, blocks = int(config.hidden_size), int(config.num_hidden_layers)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TalasError(
-            f"{folder / 'config.json'} cannot be read as the configuration of a text encoder: {' '.join(str(error).split())[:300]}"
+            f"{folder / 'config.json'} is no configuration of a text encoder: {' '.join(str(error).split())[:250]}"
             ". Get the folder anew, or take a model that transformers knows"
         ) from error
     layers = getattr(spec, "layers", None)  # a teacher is read whole

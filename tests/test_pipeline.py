@@ -147,10 +147,15 @@ def test_what_cannot_be_scored_or_does_not_fit_is_refused(outputs):
     [
         ({"method_params": {"num_anchor_layers": 9}}, r"does not fit student tiny: num_anchor_layers=9.*3 blocks"),
         ({"method_params": {"lasd_pairs": 9}}, r"does not fit student tiny: lasd_pairs=9.*1 to 3 or all"),
-        ({"method": "mse", "teacher": "mpnet-base"}, r"method mse does not fit student tiny: .*32 dimensions, the teacher's 768"),
+        (
+            {"method": "mse", "teacher": "mpnet-base"},
+            r"method mse does not fit student tiny: .*32 dimensions, the teacher's 768",
+        ),
     ],
 )
-def test_a_method_that_does_not_fit_is_refused_before_anything_is_cached_or_loaded(outputs, monkeypatch, values, message):
+def test_a_method_that_does_not_fit_is_refused_before_anything_is_cached_or_loaded(
+    outputs, monkeypatch, values, message
+):
     def never(*_args, **_options):
         raise AssertionError("a model was loaded")
 
