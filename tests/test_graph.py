@@ -21,7 +21,7 @@ def call(*arguments, outputs, cwd=None, **environment):
     command = [sys.executable, "-m", "talas_lib", *arguments]
     given = os.environ | {"TALAS_OUTPUTS": str(outputs)} | environment
     return subprocess.run(
-        command, cwd=cwd or paths.root(), env=given, capture_output=True, text=True, check=False, timeout=600
+        command, cwd=cwd or paths.root(), env=given, capture_output=True, text=True, check=False, timeout=3600
     )
 
 
