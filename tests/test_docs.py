@@ -26,7 +26,7 @@ def tables(text: str) -> list[list[list[str]]]:
         if re.match(r" {0,3}\|", line):
             rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]])
         elif rows:
-            found.append([row for row in rows if not set(row[0]) <= set("-: ")])
+            found.append([row for row in rows if not re.fullmatch(r":?-+:?", row[0])])
             rows = []
     return found
 
@@ -42,20 +42,26 @@ def named(cell: str) -> list[str]:
 
 
 def test_the_readme_s_tables_are_those_of_their_files() -> None:
-    """`<!-- table: file -->` stands above a table: the same rows by name, and numbers that are the file's, rounded."""
+    """`<!-- table: file -->` stands above a table: the same rows by name, and numbers that are the file's, rounded.
+
+    With `columns: a b` after the file, numbers of these columns alone, of the rows that the column `row` names.
+    """
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    marked = re.findall(r"<!-- table: (\S+) -->\n((?:\|.*\n)+)", text)
+    marked = re.findall(r"<!-- table: (\S+)(?: columns: (.+))? -->\n((?:\|.*\n)+)", text)
     assert marked
     assert len(marked) == text.count("<!-- table:")
-    for file, shown in marked:
+    for file, columns, shown in marked:
         with (DOCS.parent / file).open(encoding="utf-8", newline="") as stream:
-            rows = {row[0]: row[1:] for row in csv.reader(stream)}
+            found = list(csv.DictReader(stream))
+        rows = {row["row" if columns else next(iter(row))]: row for row in found}
         for name, *cells in tables(shown)[0][1:]:
-            known = [value for value in rows[name] if _is_number(value)]
+            values = [rows[name][column] for column in columns.split()] if columns else list(rows[name].values())[1:]
+            known = [value for value in values if _is_number(value)]
             assert cells == [f"{float(value):.{_digits(cell)}f}" for value, cell in zip(known, cells, strict=True)], (
                 file,
                 name,
             )
+        assert not columns or set(rows) == {name for name, *_ in tables(shown)[0][1:]}, file
 
 
 def _digits(number: str) -> int:
