@@ -32,7 +32,10 @@ def papermill(notebook, label, values, part=""):
     names = params.notebook_schema(notebook).names
     given = shlex.quote(params.yaml_text({name: value for name, value in values.items() if name in names}))
     quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
-    call = f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed}"
+    # of all that a notebook prints, the lines that say how far it is
+    lines = f'/ s left$|: at work, [0-9]+ s$/ {{print "{notebook}, {label}: " $0; fflush()}}'
+    told = f"--stdout-file >(awk {shlex.quote(lines)})"
+    call = f"papermill --no-progress-bar --log-level WARNING {told} notebooks/{notebook}.ipynb {executed}"
     return f"{call} -y {given} {quiet}"
 
 

@@ -21,7 +21,8 @@ Progress = Callable[[int, int], None]
 
 
 def progress(label: str, *, every_s: float = 10.0) -> Progress:
-    """A callback (done, all): a bar with time left in JupyterLab and terminals, a line every `every_s` seconds elsewhere.
+    """A callback (done, all): a bar with time left in JupyterLab and terminals, elsewhere a line after `every_s` seconds, then
+    ever more rarely (at least every minute), and one at the end.
 
     Headless papermill freezes widget bars at 0 %, so there plain lines are printed instead.
     """
@@ -82,11 +83,11 @@ def _lines(label: str, every_s: float) -> Progress:
     def show(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < total and now - last < every_s:
+        if done < total and now - last < max(every_s, min((now - began) / 20, 60)):
             return
         last = now
-        left = (now - began) / max(done, 1) * (total - done)
-        sys.stdout.write(f"{label}: {done:,} of {total:,}, {now - began:.0f} s, about {left:.0f} s left\n")
+        left = f"about {(now - began) / max(done, 1) * (total - done):.0f} s left" if done < total else "done"
+        sys.stdout.write(f"{label}: {done:,} of {total:,}, {now - began:.0f} s, {left}\n")
         sys.stdout.flush()
 
     return show

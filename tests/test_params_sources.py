@@ -192,7 +192,9 @@ def test_local_folders_must_hold_a_model(tmp_path: Path) -> None:
 def test_a_folder_given_as_a_teacher_is_answered_with_how_to_give_one(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder, why in ((tmp_path / "gone", "no folder"), (tmp_path / "empty", "no config.json")):
-        with pytest.raises(TalasError, match=rf"teacher '{folder.name}': .*{why}.*`-p teacher \./my_teacher`") as caught:
+        with pytest.raises(
+            TalasError, match=rf"teacher '{folder.name}': .*{why}.*`-p teacher \./my_teacher`"
+        ) as caught:
             params.check_available(params.load_teacher(str(folder)))
         assert "params/teachers" not in str(caught.value)  # there is no such file
 

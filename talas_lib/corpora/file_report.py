@@ -116,7 +116,9 @@ def _shown(title: str, repeats: Sequence[Repeat]) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The report on a file, for a terminal; the exit code is 2 for bad input."""
-    about = "What stands in a file of sentences: columns, lines without a text, copies with their lines, lengths, sources."
+    about = (
+        "What stands in a file of sentences: columns, lines without a text, copies with their lines, lengths, sources."
+    )
     parser = argparse.ArgumentParser(prog="python -m talas_lib.corpora", description=about)
     parser.add_argument("file", type=Path, help="a .txt (one sentence a line), .csv or .jsonl file, also as .gz")
     parser.add_argument("--text-column", default="text", help="column with the sentences (default: text)")
