@@ -106,7 +106,9 @@ def test_comparison_and_summary(outputs, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(params, "available", lambda kind: ["small"])
         patched.setattr(params, "load_preset", lambda name: grid)
-        with pytest.raises(TalasError, match=r"Finished are the runs of `-f params/presets/small.yaml`, .*; grid = \{'opt"):
+        with pytest.raises(
+            TalasError, match=r"Finished are the runs of `-f params/presets/small.yaml`, .*; grid = \{'opt"
+        ):
             compare.collect(params.resolve("06_compare", grid | {"seed": 7}))
     table = compare.scores_table(c)
     assert list(table.index) == [*compare.REFERENCE_LABELS.values(), "talas + asam", "talas + adamw"]
