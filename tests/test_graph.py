@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import subprocess
@@ -124,11 +125,11 @@ def test_commands_carry_a_preset_s_numbers_as_numbers(clone):
 
 
 def test_a_job_hands_on_the_lines_that_say_how_far_it_is(clone, capsys, monkeypatch):
-    """Of all that its notebook prints, as the progress of notebooks writes them."""
+    """Of all that its notebook prints, as the progress of notebooks writes them, and at once."""
     preset(clone, "small", optimizer="adamw")
     said = dry_run("small", outputs=clone / "outputs", cwd=clone)
     [told, *_] = [line for line in said.splitlines() if "papermill " in line and "03_train" in line]
-    command = re.search(r"--stdout-file >\((awk '.*?')\)", told)[1]
+    command = re.search(r"--stdout-file >\((grep .*?; done)\)", told)[1]
     monkeypatch.setattr(display, "_interactive", lambda: False)
     tell = display.progress("training", every_s=0.0)
     for done in range(3):
@@ -136,7 +137,11 @@ def test_a_job_hands_on_the_lines_that_say_how_far_it_is(clone, capsys, monkeypa
     with display.elapsed("products", every_s=0.05):
         time.sleep(0.1)
     printed = capsys.readouterr().out + "teacher tiny given\n"
-    shown = subprocess.run(["bash", "-c", command], input=printed, capture_output=True, text=True, check=True).stdout
+    with subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        job.stdin.write(printed)
+        job.stdin.flush()
+        assert select.select([job.stdout], [], [], 60)[0], "nothing is handed on before the notebook ends"
+        shown, _ = job.communicate()
     lines = [line.partition(": ") for line in shown.splitlines()]
     assert {where.split(",")[0] for where, *_ in lines} == {"03_train"}
     assert [line for *_, line in lines][:2] == [line for line in printed.splitlines() if line.endswith(" left")]
