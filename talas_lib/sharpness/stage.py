@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams, *, progress: Progress
     wanted.append(("sharpness", None, final))
     tell = progress or (lambda done, total: None)
     for number, (stage, epoch, asked) in enumerate(wanted):
-        _record(run, stage, epoch, asked, settings.device, lambda at=2 * number + 1: tell(at, 2 * len(wanted)))
+        _record(run, stage, epoch, asked, settings.device, partial(tell, 2 * number + 1, 2 * len(wanted)))
         tell(2 * number + 2, 2 * len(wanted))
     return run.read_record("sharpness") or {}
 
