@@ -58,7 +58,7 @@ test-all: $(READY)  ## all tests (those that need local data, a browser or the p
 	@PYTHONPATH="$(DOCS)" $(RUN) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lab: $(READY)  ## JupyterLab, opened at notebooks/00_quickstart.ipynb
-	@$(RUN) jupyter lab notebooks/00_quickstart.ipynb $(ARGS)
+	@$(RUN) jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(ARGS)
 
 docs: $(DOCS_READY)  ## the site: notebooks executed on tiny models, guides, results, API, search; outputs/site/html/index.html
 	@PYTHONPATH="$(DOCS)" $(RUN) python -m tools.website

@@ -31,8 +31,13 @@ def papermill(notebook, label, values, part=""):
     executed.parent.mkdir(parents=True, exist_ok=True)
     names = params.notebook_schema(notebook).names
     given = shlex.quote(params.yaml_text({name: value for name, value in values.items() if name in names}))
-    quiet = "2> >(grep --line-buffered -v 'without encryption' >&2)"  # the kernel says so at every start
-    call = f"papermill --no-progress-bar --log-level WARNING notebooks/{notebook}.ipynb {executed}"
+    # what the kernel says at every start, and at an end when it is slow to stop
+    quiet = "2> >(grep --line-buffered -v -e 'without encryption' -e 'KeyboardInterrupt caught in kernel' >&2)"
+    # of all that a notebook prints, the lines that say how far it is
+    where = shlex.quote(f"{notebook}, {label}")
+    lines = "grep --line-buffered -E ' s left$|: at work, [0-9]+ s$'"  # not awk: mawk waits for a full buffer
+    told = f"--stdout-file >({lines} | while IFS= read -r line; do printf '%s: %s\\n' {where} \"$line\"; done)"
+    call = f"papermill --no-progress-bar --log-level WARNING {told} notebooks/{notebook}.ipynb {executed}"
     return f"{call} -y {given} {quiet}"
 
 

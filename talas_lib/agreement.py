@@ -262,7 +262,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure a run and print the table; the exit code is 2 for bad input."""
     from talas_lib import display
 
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.agreement", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m talas_lib.agreement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", default="latest", help="run id, or latest (the default)")
     parser.add_argument("--unseen", help="a .txt, .csv or .jsonl file of sentences the run has not trained on")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))

@@ -37,8 +37,26 @@ def _bars(axes: Any, rows: pd.DataFrame, colours: list[str]) -> None:
     axes.barh(places, rows["median"], xerr=spread, color=colours, error_kw={"lw": 1, "ecolor": "#444444"})
     axes.set_yticks(places, rows["variant"])
     for place, value in zip(places, rows["median"], strict=True):
-        axes.annotate(f" {_number(value)}", (0, place), va="center", color="white", fontweight="bold")
+        beside = {"xytext": (4, 3), "textcoords": "offset points"}  # above the line of the range
+        axes.annotate(_number(value), (value, place), va="bottom", fontweight="bold", fontsize=10, **beside)
     axes.grid(axis="y", visible=False)
+
+
+def _name_points(axes: Any, x: pd.Series, y: pd.Series) -> None:
+    """The index as names to the right of the points; one that would lie on another moves up, with a line to its point."""
+    axes.margins(x=0.3, y=0.15)
+    width, height = float(np.ptp(axes.get_xlim())), float(np.ptp(axes.get_ylim()))
+    line = {"arrowstyle": "-", "color": _THEIRS, "lw": 0.6, "shrinkA": 0, "shrinkB": 2}
+    set_down: list[tuple[float, float]] = []
+    for name in y.sort_values().index:
+        at = float(y[name])
+        for left, place in set_down:  # from the lowest up
+            if abs(left - x[name]) < 0.28 * width and abs(place - at) < 0.05 * height:
+                at = place + 0.05 * height
+        set_down.append((float(x[name]), at))
+        axes.annotate(
+            str(name), (x[name], y[name]), (x[name] + 0.03 * width, at), va="center", fontsize=8, arrowprops=line
+        )
 
 
 def _number(value: float) -> str:
@@ -81,11 +99,8 @@ def methods(rows: pd.DataFrame) -> Figure:
     figure, panels = _panels(len(students), 6 * len(students) + 1, 4.4)
     for axes, student in zip(panels, students, strict=True):
         wide = bench.methods(rows, student)
-        for name, found in wide.iterrows():
-            axes.plot(found["ms/step"], found["peak MB"], "o", color=plots.OPTIMIZER_COLOURS["adamw"])
-            axes.annotate(
-                str(name), (found["ms/step"], found["peak MB"]), fontsize=8, xytext=(4, 3), textcoords="offset points"
-            )
+        axes.plot(wide["ms/step"], wide["peak MB"], "o", color=plots.OPTIMIZER_COLOURS["adamw"])
+        _name_points(axes, wide["ms/step"], wide["peak MB"])
         if {"talas", "talas + asam"} <= set(wide.index):
             ratio = wide.loc["talas + asam"] / wide.loc["talas"]
             axes.set_title(
@@ -93,7 +108,6 @@ def methods(rows: pd.DataFrame) -> Figure:
             )
         else:
             axes.set_title(student)
-        axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("ms a step")
         axes.set_ylabel("peak memory of the process (MB)")
     return figure

@@ -219,6 +219,24 @@ def collect(p: Any) -> Comparison:
     missing = [run.id for run in found if run.read_record("train") is None]
     if missing:
         raise TalasError(
-            f"not trained yet: {', '.join(missing)}. Execute notebooks/03_train.ipynb with the same parameters"
+            f"not trained yet: {', '.join(missing)}. Execute notebooks/03_train.ipynb with the same parameters{_finished()}"
         )
     return Comparison(found, resolved, p.tasks_spec.name)
+
+
+def _finished() -> str:
+    """For a message: how to name the runs of the presets that are all trained, in a terminal and in a cell of parameters."""
+    ways = []
+    for preset in params.available("presets"):
+        values = params.load_preset(preset)
+        try:
+            cells = [] if values.get("tables") else params.expand_grid(values)
+            trained = [runs.open_run(params.resolve("03_train", cell), create=False) for cell in cells]
+        except TalasError:  # a preset that does not resolve here, such as one on local data
+            continue
+        if trained and all(run.read_record("train") is not None for run in trained):
+            defaults = {name: default for name, _, default, *_ in params.notebook_parameters("06_compare")}
+            given = {name: value for name, value in values.items() if value != defaults.get(name, value)}
+            cell = "; ".join(f"{name} = {value!r}" for name, value in given.items() if name not in ("device", "report"))
+            ways.append(f"`-f params/presets/{preset}.yaml`, or in the cell of parameters {cell}")
+    return f". Finished are the runs of {' and of '.join(ways)}" if ways else ""

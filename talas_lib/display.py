@@ -21,7 +21,8 @@ Progress = Callable[[int, int], None]
 
 
 def progress(label: str, *, every_s: float = 10.0) -> Progress:
-    """A callback (done, all): a bar with time left in JupyterLab and terminals, a line every `every_s` seconds elsewhere.
+    """A callback (done, all): a bar with time left in JupyterLab and terminals, elsewhere a line after `every_s` seconds, then
+    ever more rarely (at least every minute), and one at the end.
 
     Headless papermill freezes widget bars at 0 %, so there plain lines are printed instead.
     """
@@ -68,7 +69,7 @@ def _bar(label: str) -> Progress:
         if not bar:
             if done >= total:  # nothing was waited for
                 return
-            bar.append(tqdm(total=total, desc=label))
+            bar.append(tqdm(total=total, desc=label, initial=done))  # the time left is reckoned from here on
         bar[0].update(done - bar[0].n)
         if done >= total:
             bar.pop().close()  # what is counted after that, such as the next table, gets a bar of its own
@@ -78,16 +79,27 @@ def _bar(label: str) -> Progress:
 
 def _lines(label: str, every_s: float) -> Progress:
     began = last = time.monotonic()
+    first: list[tuple[int, float]] = []  # a run that goes on where it stopped begins with much done in no time
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal began, last
         now = time.monotonic()
-        if done < total and now - last < every_s:
+        from_done, from_time = first[0] if first and done > first[0][0] else (0, began)
+        if not first:
+            first.append((done, now))
+        if done < total and now - last < max(every_s, min((now - began) / 20, 60)):
             return
         last = now
-        left = (now - began) / max(done, 1) * (total - done)
-        sys.stdout.write(f"{label}: {done:,} of {total:,}, {now - began:.0f} s, about {left:.0f} s left\n")
+        left = (
+            f"about {(now - from_time) / max(done - from_done, 1) * (total - done):.0f} s left"
+            if done < total
+            else "done"
+        )
+        sys.stdout.write(f"{label}: {done:,} of {total:,}, {now - began:.0f} s, {left}\n")
         sys.stdout.flush()
+        if done >= total:  # what is counted after that, such as the next table, begins anew
+            began = now
+            first.clear()
 
     return show
 

@@ -81,7 +81,7 @@ def _check_sources(p: ResolvedParams, corpus: Corpus) -> None:
             raise TalasError(
                 f"{who} compares at least {least} sources of sentences, and corpus {corpus.name} has {len(there)}"
                 f" ({listed(there)}). Accepted: a corpus with several, such as {listed(params.available('corpora'))}, or a .csv"
-                " or .jsonl file of yours with a column `source`"
+                " or .jsonl file of yours with a column `source`, or another one that `-p source_column` names"
             )
 
 

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from talas_lib.errors import TalasError
+from talas_lib.pretrained import quiet
 
 POOLING = {"bert": "mean", "mpnet": "mean", "xlm-r": "cls", "qwen3": "last", "qwen3-bidirectional": "mean"}
 
@@ -46,7 +47,8 @@ def build(arch: str, folder: Path, texts: Sequence[str], *, seed: int = 0, dim: 
         _spread(model)
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the work of one notebook; exit code 2 for bad input, before anything heavy is imported."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.worker", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m talas_lib.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebook", choices=list(_WORK), help="whose work to do")
     parser.add_argument("-f", dest="files", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     parser.add_argument("-y", dest="yaml", action="append", default=[], metavar="YAML", help="parameters as YAML")

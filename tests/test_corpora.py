@@ -439,10 +439,14 @@ def test_the_report_reads_the_columns_it_is_given(tmp_path: Path) -> None:
 def test_the_report_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "posts.csv"
     file.write_text("body\nfirst one\n")
-    file_report.main([str(file), "--text-column", "body"])
+    assert file_report.main([str(file), "--text-column", "body"]) == 0
     assert capsys.readouterr().out.startswith("posts.csv: 1 records, columns body\n")
-    with pytest.raises(SystemExit, match="no column 'text'"):
-        file_report.main([str(file)])
+    assert file_report.main([str(file)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {file}: no column 'text'. It has body. Choose one with `--text-column ...`\n"
+    )
+    assert file_report.main([str(tmp_path / "gone.csv")]) == 2
+    assert "gone.csv cannot be read" in capsys.readouterr().err
 
 
 def test_a_report_is_of_files_alone(tmp_path: Path) -> None:

@@ -36,13 +36,39 @@ def test_headless_progress_is_lines(capsys: pytest.CaptureFixture[str], monkeypa
     assert said.splitlines() == [line for line in said.splitlines() if line.startswith("steps: 100 of 100, ")]
 
 
+def test_headless_lines_become_rarer_and_say_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display, "_shell", lambda: watched_shell(False))
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    tell = display.progress("steps", every_s=10.0)
+    for done in range(1, 2001):
+        now[0] += 1
+        tell(done, 2000)
+    resumed = display.progress("resumed", every_s=10.0)
+    for done in range(1001, 1021):
+        now[0] += 1
+        resumed(done, 2000)
+    lines = capsys.readouterr().out.splitlines()
+    seconds = [int(line.split(", ")[1].removesuffix(" s")) for line in lines if line.startswith("steps")]
+    assert seconds[:3] == [10, 20, 30]
+    assert 55 <= max(np.diff(seconds)) <= 60  # at least every minute
+    assert lines[0] == "steps: 10 of 2,000, 10 s, about 1990 s left"
+    assert lines[-2:] == [
+        "resumed: 1,010 of 2,000, 10 s, about 990 s left",
+        "resumed: 1,020 of 2,000, 20 s, about 980 s left",
+    ]
+    assert lines[-3] == "steps: 2,000 of 2,000, 2000 s, done"
+
+
 def test_a_bar_that_is_full_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """One progress for several pieces of work, each counted from its beginning: a bar each, all of them closed."""
     bars: list[Any] = []
 
     class Bar:
-        def __init__(self, total: int, desc: str) -> None:
-            self.total, self.n, self.open = total, 0, True
+        def __init__(self, total: int, desc: str, initial: int) -> None:
+            self.total, self.n, self.open = total, initial, True
             bars.append(self)
 
         def update(self, by: int) -> None:

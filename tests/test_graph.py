@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 import yaml
 
-from talas_lib import params, paths
+from talas_lib import display, params, paths
 from talas_lib.graph import plan
 
 
@@ -119,6 +122,30 @@ def test_commands_carry_a_preset_s_numbers_as_numbers(clone):
     given = [yaml.safe_load(line[line.index("-y") + 1]) for line in lines]
     assert len(given) == 2
     assert all((values["lr"], values["min_lr"]) == (2.0e-5, 2.0e-6) for values in given)
+
+
+def test_a_job_hands_on_the_lines_that_say_how_far_it_is(clone, capsys, monkeypatch):
+    """Of all that its notebook prints, as the progress of notebooks writes them, and at once."""
+    preset(clone, "small", optimizer="adamw")
+    said = dry_run("small", outputs=clone / "outputs", cwd=clone)
+    [told, *_] = [line for line in said.splitlines() if "papermill " in line and "03_train" in line]
+    command = re.search(r"--stdout-file >\((grep .*?; done)\)", told)[1]
+    monkeypatch.setattr(display, "_interactive", lambda: False)
+    tell = display.progress("training", every_s=0.0)
+    for done in range(3):
+        tell(done, 2)
+    with display.elapsed("products", every_s=0.05):
+        time.sleep(0.1)
+    printed = capsys.readouterr().out + "teacher tiny given\n"
+    with subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        job.stdin.write(printed)
+        job.stdin.flush()
+        assert select.select([job.stdout], [], [], 60)[0], "nothing is handed on before the notebook ends"
+        shown, _ = job.communicate()
+    lines = [line.partition(": ") for line in shown.splitlines()]
+    assert {where.split(",")[0] for where, *_ in lines} == {"03_train"}
+    assert [line for *_, line in lines][:2] == [line for line in printed.splitlines() if line.endswith(" left")]
+    assert {line for *_, line in lines[2:]} == {"products: at work, 0 s"}
 
 
 def test_runs_wait_for_what_their_method_reads(clone):

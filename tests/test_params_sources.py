@@ -189,6 +189,25 @@ def test_local_folders_must_hold_a_model(tmp_path: Path) -> None:
     params.check_available(params.load_teacher("qwen3-4b", str(model_folder(tmp_path / "good"))))
 
 
+def test_a_folder_given_as_a_teacher_is_answered_with_how_to_give_one(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, why in ((tmp_path / "gone", "no folder"), (tmp_path / "empty", "no config.json")):
+        with pytest.raises(
+            TalasError, match=rf"teacher '{folder.name}': .*{why}.*`-p teacher \./my_teacher`"
+        ) as caught:
+            params.check_available(params.load_teacher(str(folder)))
+        assert "params/teachers" not in str(caught.value)  # there is no such file
+
+
+def test_a_folder_s_bare_name_is_answered_with_the_way_to_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TalasError, match=r"unknown teacher 'mine'\. For the folder of that name write \./mine\."):
+        params.load_teacher("mine")
+
+
 def test_the_example_llm2vec_folder_fails_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(paths.params_dir(), tmp_path / "params")
     (tmp_path / "notebooks").mkdir()

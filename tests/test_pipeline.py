@@ -93,7 +93,7 @@ def test_asam_and_adamw_see_the_same_data_order(outputs):
     assert "ascent_gain" not in other
 
 
-def test_comparison_and_summary(outputs):
+def test_comparison_and_summary(outputs, monkeypatch):
     grid = SMALL | {"teacher": "tiny", "grid": {"optimizer": ["asam", "adamw"]}, "report": "both"}
     p = params.resolve("06_compare", grid)
     with pytest.raises(TalasError, match="not trained yet"):
@@ -103,6 +103,13 @@ def test_comparison_and_summary(outputs):
         assess.evaluate_run(run, params.load_tasks("tiny"))
         stage.sharpness_run(run, params.resolve("05_sharpness", SHARP | {"run": run.id}))
     c = compare.collect(p)
+    with monkeypatch.context() as patched:
+        patched.setattr(params, "available", lambda kind: ["small"])
+        patched.setattr(params, "load_preset", lambda name: grid)
+        with pytest.raises(
+            TalasError, match=r"Finished are the runs of `-f params/presets/small.yaml`, .*; grid = \{'opt"
+        ):
+            compare.collect(params.resolve("06_compare", grid | {"seed": 7}))
     table = compare.scores_table(c)
     assert list(table.index) == [*compare.REFERENCE_LABELS.values(), "talas + asam", "talas + adamw"]
     folder = compare.write_report(c, name="both")

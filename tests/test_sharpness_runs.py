@@ -259,7 +259,9 @@ def test_dropout_is_held_fixed_by_its_seed(opened):
 
 def test_a_run_is_measured_over_its_epochs(run, monkeypatch):
     wanted = asked(run, sharpness_epochs=[1, 3], final_batches=3, single_batches=True)
-    record = stage.sharpness_run(run, wanted)
+    told: list[tuple[int, int]] = []
+    record = stage.sharpness_run(run, wanted, progress=lambda *counts: told.append(counts))
+    assert told == [(number, 6) for number in range(1, 7)]  # two epochs and the end, each with the untrained student
     by_epoch = stage.epoch_records(run)
     assert list(by_epoch) == [1, 3]
     assert record["epoch"] == by_epoch[3]["epoch"] == 3

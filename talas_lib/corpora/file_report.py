@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from talas_lib.corpora.split_files import with_text
-from talas_lib.errors import TalasError, listed
-from talas_lib.texts import Row, comparison_key, is_table, lines_of, read_rows
+from talas_lib.errors import TalasError, did_you_mean, exit_code, listed
+from talas_lib.texts import Row, columns_of, comparison_key, is_table, lines_of, read_rows
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _SHOWN_TEXT, _EXAMPLES = 60, 3
@@ -114,14 +114,27 @@ def _shown(title: str, repeats: Sequence[Repeat]) -> list[str]:
     return lines
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """The report on a file, for a terminal."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.corpora", description="report on a file of sentences")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--text-column", default="text")
-    parser.add_argument("--source-column", default="source")
+def main(words: Sequence[str] | None = None) -> int:
+    """The report on a file, for a terminal; the exit code is 2 for bad input."""
+    about = (
+        "What stands in a file of sentences: columns, lines without a text, copies with their lines, lengths, sources."
+    )
+    parser = argparse.ArgumentParser(prog="python -m talas_lib.corpora", description=about)
+    parser.add_argument("file", type=Path, help="a .txt (one sentence a line), .csv or .jsonl file, also as .gz")
+    parser.add_argument("--text-column", default="text", help="column with the sentences (default: text)")
+    parser.add_argument(
+        "--source-column", default="source", help="column that says where a sentence is from (default: source, if any)"
+    )
     given = parser.parse_args(words)
-    try:
-        sys.stdout.write(f"{inspect_file(given.file.expanduser(), given.text_column, given.source_column)}\n")
-    except TalasError as error:
-        sys.exit(str(error))
+    file = given.file.expanduser()
+
+    def report() -> None:
+        found = columns_of(file) if is_table(file) else None
+        if found is not None and given.text_column not in found:
+            guess = did_you_mean(given.text_column, found)
+            raise TalasError(
+                f"{file}: no column {given.text_column!r}.{guess} It has {listed(found)}. Choose one with `--text-column ...`"
+            )
+        sys.stdout.write(f"{inspect_file(file, given.text_column, given.source_column)}\n")
+
+    return exit_code(report)

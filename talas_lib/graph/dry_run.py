@@ -109,7 +109,7 @@ def _count(file: Path) -> int:
 
 def _headline(of: plan.Plan, done: _Done) -> str:
     shared = sum(len(run.tables) > 1 for run in of.runs)
-    tables = f"{len(of.tables)} tables, " if of.is_study else ""
+    tables = f"{len(of.tables)} table{'s' * (len(of.tables) != 1)}, " if of.is_study else ""
     several = f" ({shared} in several tables, made once)" if shared else ""
     if not done.known:
         state = "\nThe corpus is not on this machine, so what is finished cannot be told (see TALAS_DATA)."

@@ -135,8 +135,11 @@ def _document(kind: str, name: str) -> Document:
         names = available(kind)
         what = _SINGULAR.get(kind, kind.rstrip("s"))
         example = f"params/{kind}/{names[0]}.yaml" if names else f"params/{kind}/"
+        guess = did_you_mean(name, names)
+        if kind == "teachers" and any((place / name / "config.json").is_file() for place in (Path.cwd(), paths.root())):
+            guess = f" For the folder of that name write ./{name}."
         raise TalasError(
-            f"unknown {what} {name!r}.{did_you_mean(name, names)} Accepted: {listed(names)}. To add your"
+            f"unknown {what} {name!r}.{guess} Accepted: {listed(names)}. To add your"
             f" own, copy {example} to"
             f" params/{kind}/<name>.yaml (small letters, digits, `.`, `_`, `-`): the file's name is the value"
         )

@@ -181,6 +181,13 @@ def _role(spec: ModelSpec) -> str:
 
 def _ways_out(spec: ModelSpec) -> str:
     role = _role(spec)
+    if not (
+        paths.params_dir() / f"{role}s" / f"{spec.name}.yaml"
+    ).is_file():  # a folder that was given in a name's place
+        return (
+            f"Give a folder that SentenceTransformer(...) loads, with safetensors weights: `-p {role} ./my_{role}`; a relative"
+            " path counts from the current folder, then from the project folder"
+        )
     return (
         f"Point at a local folder: `-p {role}_source /path/to/folder`, or `source: /path/to/folder` in"
         f" params/{role}s/{spec.name}.yaml, or put the files in $TALAS_ASSETS/{spec.name}/"

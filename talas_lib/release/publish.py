@@ -228,6 +228,7 @@ def loading_lines(folder: str, needs_talas: bool, static: bool) -> str:
     if not static:
         lines += [
             "# ONNX Runtime alone, see talas_lib/release/onnx_files.py:",
+            "from pathlib import Path",
             "from talas_lib.release.onnx_files import OnnxEncoder",
             f'OnnxEncoder(Path("{folder}"), "{onnx_files.INT8}").encode(["a sentence"])',
         ]

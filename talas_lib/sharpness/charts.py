@@ -173,7 +173,10 @@ def planes(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set(xlabel="first direction", aspect="equal")
         axes.grid(visible=False)
     grid[0][0].set_ylabel("second direction")
-    figure.colorbar(drawn, ax=list(grid[0]), label="loss, one scale", format="%.2f")
+    digits = (
+        max(2, int(np.ceil(-np.log10((high - low) / 8)))) if high > low else 2
+    )  # so that neighbouring labels differ
+    figure.colorbar(drawn, ax=list(grid[0]), label="loss, one scale", format=f"%.{digits}f")
     return figure
 
 

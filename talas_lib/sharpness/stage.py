@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams, *, progress: Progress
 
     settings: the parameters of notebook 05. Beside the final weights those of `sharpness_epochs` are measured, on
     `sharpness_batches` batches (the final ones on `final_batches` where that is given), and the untrained student with each,
-    once for all runs that share it. progress: told (measured, all).
+    once for all runs that share it. progress: told (measured, all), of the weights of the run and of the untrained student.
     """
     if methods.builds_student(run.params.method):
         raise TalasError(
@@ -45,10 +46,10 @@ def sharpness_run(run: runs.Run, settings: ResolvedParams, *, progress: Progress
         _check_epoch(run, kept)
         wanted.append((epoch_stage(kept), kept, how.small))
     wanted.append(("sharpness", None, final))
-    for number, (stage, epoch, asked) in enumerate(wanted, start=1):
-        _record(run, stage, epoch, asked, settings.device)
-        if progress is not None:
-            progress(number, len(wanted))
+    tell = progress or (lambda done, total: None)
+    for number, (stage, epoch, asked) in enumerate(wanted):
+        _record(run, stage, epoch, asked, settings.device, partial(tell, 2 * number + 1, 2 * len(wanted)))
+        tell(2 * number + 2, 2 * len(wanted))
     return run.read_record("sharpness") or {}
 
 
@@ -81,14 +82,19 @@ def _check_epoch(run: runs.Run, epoch: int) -> None:
         )
 
 
-def _record(run: runs.Run, stage: str, epoch: int | None, how: Measurement, device: str) -> None:
-    """Measure the weights of an epoch (None: the final ones) unless that is on record."""
+def _record(
+    run: runs.Run, stage: str, epoch: int | None, how: Measurement, device: str, half_way: Callable[[], None]
+) -> None:
+    """Measure the weights of an epoch (None: the final ones) unless that is on record. half_way: called before the untrained
+    student's turn.
+    """
     record = run.read_record(stage)
     if record is not None and record["settings"] == how.settings():
         return
     student, method = trained_weights(run, epoch, device=sources.pick_device(device))
     record = {"settings": how.settings(), "epoch": last_epoch(run) if epoch is None else epoch}
     record |= measure(student, method, run.params, how)
+    half_way()
     record["untrained"] = _untrained(run, how.small, device)
     run.write_record(stage, record)
 

@@ -286,7 +286,11 @@ def _refused(file: Path, why: str) -> TalasError:
 
 def main(arguments: list[str] | None = None) -> int:
     """`keep PRESET RUN_ID`; the exit code is 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.study.on_record", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m talas_lib.study.on_record",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("action", choices=["keep"], help="record a finished run among the study's results")
     parser.add_argument("preset", help="a file of params/presets with `tables`")
     parser.add_argument("run_id", help="the run to keep")

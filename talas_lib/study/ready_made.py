@@ -62,7 +62,11 @@ def _find(of: plan.Plan, name: str) -> plan.PlannedEncoder:
 
 def main(arguments: list[str] | None = None) -> int:
     """Score one encoder; 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m talas_lib.study.ready_made", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m talas_lib.study.ready_made",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("preset", help="a file of params/presets with tables")
     parser.add_argument("name", help="an encoder of one of them, a file of params/teachers")
     chosen = parser.parse_args(arguments)
