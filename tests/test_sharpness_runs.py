@@ -446,6 +446,24 @@ def rows_of(objective, sharp, scores):
     return table.assign(**{name: np.nan for name in flatness.QUANTITIES if name != "lambda_max"})
 
 
+def test_runs_are_ranked_among_those_of_one_loss_one_measurement_and_one_suite(study):
+    evaluations = {"tiny": {"name": "tiny"}, "others": {"name": "others"}}
+
+    class Scored:  # a measured run, and scores of two suites
+        def __init__(self, run):
+            self.run, self.id, self.params, self.read_record = run, run.id, run.params, run.read_record
+
+        def evaluation(self, suite):
+            return {"suite": evaluations[suite], "avg": 50.0} if suite in evaluations else None
+
+    found = [Scored(run) for run in study]
+    rows = flatness.flatness_rows([(run, "tiny") for run in found])
+    assert rows["objective"].nunique() == 1
+    assert list(rows["run"]) == [run.id for run in study]
+    several = [(found[0], "tiny"), (found[1], "others"), (found[2], "others"), (found[3], "never scored")]
+    assert list(flatness.flatness_rows(several)["objective"].factorize()[0]) == [0, 1, 1]
+
+
 def test_rank_correlations_are_scipys_within_objectives():
     from scipy.stats import spearmanr
 

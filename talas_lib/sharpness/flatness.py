@@ -23,22 +23,26 @@ MIN_RUNS = 4
 _OBJECTIVE = ("teacher", "teachers", "student", "corpus", "method")
 
 
-def flatness_rows(found: Sequence[runs.Run], suite: str | None = None) -> pd.DataFrame:
+def flatness_rows(found: Sequence[tuple[runs.Run, str | None]]) -> pd.DataFrame:
     """One row a run that was measured and scored: run, objective, label, optimizer, rho, seed, epochs, score, and the quantities.
 
-    score: the average of a suite (None: the one scored last). objective: a name, equal for runs with equal student, teachers,
-    corpus and method that were measured with equal settings. Runs that differ in optimizer, seed or schedule share it.
+    found: runs, each with the suite whose average is its score (None: the one scored last). objective: a name, equal for runs
+    with equal student, teachers, corpus and method that were measured with equal settings and scored on one suite. Runs
+    that differ in optimizer, seed or schedule share it.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     objectives: list[dict[str, Any]] = []
-    for run in found:
+    for run, suite in found:
         record, scored = run.read_record("sharpness"), run.evaluation(suite)
         if record is None or scored is None:
             continue
         config = run.params.run_config()
-        objective = {name: config.get(name) for name in _OBJECTIVE} | {"measured": record["settings"]}
+        objective = {name: config.get(name) for name in _OBJECTIVE} | {
+            "measured": record["settings"],
+            "suite": scored["suite"],
+        }
         if objective not in objectives:
             objectives.append(objective)
         rows.append(_row(run, record, scored["avg"]) | {"objective": objectives.index(objective)})

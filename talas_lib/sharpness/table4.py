@@ -175,9 +175,11 @@ def write(preset: str, *, beside: Sequence[str] = (), folder: Path | None = None
     folder = paths.results() / "sharpness" if folder is None else folder
     found = members(preset)
     over_epochs, final = table(found), final_table(found)
-    suite = values.get("tasks")
-    together = {run.id: run for name in (preset, *beside) for run in (found if name == preset else measured(name))}
-    rows = flatness.flatness_rows(list(together.values()), suite)
+    together = {run.id: (run, values.get("tasks")) for run in found}
+    for name in beside:
+        suite = params.load_preset(name).get("tasks")
+        together |= {run.id: (run, suite) for run in measured(name) if run.id not in together}
+    rows = flatness.flatness_rows(list(together.values()))
     ranks = flatness.correlations(rows)
     settings = {k: v for k, v in values.items() if k in params.notebook_schema("05_sharpness").names}
     points = values.get("landscape") or 21
