@@ -433,6 +433,12 @@ def test_the_command_line_answers_what_is_missing(study, preset, capsys, monkeyp
 def test_runs_of_a_preset_get_records_by_the_quick_estimator(own, preset, capsys):
     one = stages.train_run(training(optimizer="adamw", seed=1, epochs=1))
     preset.update({"epochs": 1})
+    assert table4.main(["measure", "mine", "--batches", "1", "--methods", "simcse"]) == 0
+    assert "lambda_max" not in capsys.readouterr().out
+    assert table4.main(["measure", "mine", "--methods", "talass"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+    assert table4.main(["measure", "mine", "--tables", "table1"]) == 2
+    assert "has no tables" in capsys.readouterr().err
     assert table4.main(["measure", "mine", "--batches", "1"]) == 0
     assert capsys.readouterr().out.count("lambda_max") == 1  # the others are not trained
     assert {row["estimator"] for row in runs.Run(one.id).read_record("sharpness")["rows"]} >= {"quick"}

@@ -1,7 +1,7 @@
 """The paper's Table 4 from the records of runs, and what belongs beside it: tables and figures under results/sharpness.
 
     python -m talas_lib.sharpness.table4 write sharpness [--flatness cpu-study]
-    python -m talas_lib.sharpness.table4 measure cpu-study --batches 8
+    python -m talas_lib.sharpness.table4 measure cpu-study --batches 8 [--tables asam-controls --methods talas]
 
 `write` reads the runs of a preset whose notebook 05 measured epochs, follows the lines between its optimizers' solutions, and
 writes the same files from the same records every time. `measure` gives every trained run of a preset a sharpness record, with
@@ -59,11 +59,14 @@ def measured(preset: str) -> list[runs.Run]:
     return [run for run in _asked(preset) if run.read_record("sharpness") is not None]
 
 
-def _asked(preset: str) -> list[runs.Run]:
+def _asked(preset: str, tables: Sequence[str] = (), only: Sequence[str] = ()) -> list[runs.Run]:
+    """The runs of a preset with a loss, each once: of some of its tables, of some methods, where such are named."""
+    for method in only:
+        methods.module(method)
     found: dict[str, runs.Run] = {}
-    for cell in params.expand_grid(params.load_preset(preset)):
+    for cell in params.expand_grid(params.select_tables(params.load_preset(preset), tables)):
         p = params.resolve("03_train", cell)
-        if not methods.builds_student(p.method):
+        if not methods.builds_student(p.method) and (not only or p.method in only):
             found.setdefault(p.run_id, runs.Run(p.run_id))
     return list(found.values())
 
@@ -250,15 +253,16 @@ def _paper() -> pd.DataFrame | None:
     return wide.rename_axis(index="epoch", columns=None).reset_index()
 
 
-def measure(preset: str, *, batches: int, estimator: str) -> int:
+def measure(preset: str, *, batches: int, estimator: str, tables: Sequence[str] = (), only: Sequence[str] = ()) -> int:
     """Give every trained run of a preset a sharpness record on so many batches; returns how many have one.
 
-    A record with other settings is replaced. A run that cannot be measured, because what its method reads of the teacher is
-    no longer there, is named and passed over.
+    tables, only: names of tables and of methods to keep to. TalasError for an unknown one. A record with other settings is
+    replaced. A run that cannot be measured, because what its method reads of the teacher is no longer there, is named and
+    passed over.
     """
     from talas_lib.sharpness.stage import sharpness_run
 
-    found = [run for run in _asked(preset) if run.read_record("train") is not None]
+    found = [run for run in _asked(preset, tables, only) if run.read_record("train") is not None]
     done = 0
     for number, run in enumerate(found, start=1):
         asked = {"run": run.id, "sharpness_batches": batches, "estimator": estimator, "device": run.params.device}
@@ -288,10 +292,13 @@ def main(arguments: list[str] | None = None) -> int:
     measuring.add_argument("preset")
     measuring.add_argument("--batches", type=int, default=8)
     measuring.add_argument("--estimator", default="quick")
+    measuring.add_argument("--tables", nargs="*", default=[], metavar="TABLE", help="runs of these tables only")
+    measuring.add_argument("--methods", nargs="*", default=[], metavar="METHOD", help="runs of these methods only")
     chosen = parser.parse_args(arguments)
     if chosen.command == "write":
         return exit_code(lambda: _write_with_preset(chosen.preset, chosen.flatness))
-    return exit_code(lambda: measure(chosen.preset, batches=chosen.batches, estimator=chosen.estimator))
+    kept = {"tables": chosen.tables, "only": chosen.methods}
+    return exit_code(lambda: measure(chosen.preset, batches=chosen.batches, estimator=chosen.estimator, **kept))
 
 
 def _write_with_preset(preset: str, beside: Sequence[str]) -> None:
