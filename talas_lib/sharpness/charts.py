@@ -215,9 +215,8 @@ def flatness(rows: pd.DataFrame, correlations: pd.DataFrame, quantity: str = "la
         for label, group in own.groupby("label", sort=False):
             axes.plot(group[quantity], group["score"], "o", markersize=5, color=chosen[str(label)], label=str(label))
         axes.set_title(
-            f"{found['objective']}: rank correlation {found['spearman']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
+            f"{found['objective']}\nrank correlation {found['spearman']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
             fontsize="small",
-            wrap=True,
         )
         axes.set(xlabel=_NAMES.get(quantity, quantity), ylabel=_NAMES["score"])
         axes.legend(frameon=False, fontsize="x-small")

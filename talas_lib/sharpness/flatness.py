@@ -34,6 +34,7 @@ def flatness_rows(found: Sequence[tuple[runs.Run, str | None]]) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     objectives: list[dict[str, Any]] = []
+    examples: list[tuple[str, dict[str, str]]] = []  # of each objective
     for run, suite in found:
         record, scored = run.read_record("sharpness"), run.evaluation(suite)
         if record is None or scored is None:
@@ -45,8 +46,10 @@ def flatness_rows(found: Sequence[tuple[runs.Run, str | None]]) -> pd.DataFrame:
         }
         if objective not in objectives:
             objectives.append(objective)
+            traits = _traits(run, scored["suite"]["name"], record["settings"]["sharpness_batches"])
+            examples.append((f"{run.params.method}, {run.params.pooling}", traits))
         rows.append(_row(run, record, scored["avg"]) | {"objective": objectives.index(objective)})
-    names = _names([next(row for row in rows if row["objective"] == n) for n in range(len(objectives))])
+    names = _names(examples)
     columns = ["run", "objective", "label", "optimizer", "rho", "seed", "epochs", "score", *QUANTITIES]
     columns += ["lambda_max_residual", "converged"]
     return pd.DataFrame([row | {"objective": names[row["objective"]]} for row in rows], columns=columns)
@@ -63,18 +66,29 @@ def _row(run: runs.Run, record: dict[str, Any], score: float) -> dict[str, Any]:
     found = {name: head.get(name) for name in QUANTITIES} | {"lambda_max": record["lambda_max"]}
     rho = p.optimizer_spec.rho
     about = {"run": run.id, "label": optimizer_label(p.optimizer, rho), "optimizer": p.optimizer, "rho": rho}
-    about |= {"seed": p.seed, "epochs": p.epochs, "score": score, "method": p.method, "pooling": p.pooling}
+    about |= {"seed": p.seed, "epochs": p.epochs, "score": score}
     return about | found | {name: record[name] for name in ("lambda_max_residual", "converged")}
 
 
-def _names(examples: Sequence[dict[str, Any]]) -> list[str]:
-    """Method and pooling, with a number where these do not tell two objectives apart."""
-    plain = [f"{row['method']}, {row['pooling']}" for row in examples]
+def _traits(run: runs.Run, suite: str, batches: int) -> dict[str, str]:
+    """What may tell the objectives of one method and pooling apart, in words."""
+    p = run.params
+    changed = ", ".join(f"{name} {value}" for name, value in sorted(p.method_params.items()))
+    return {"changed": changed, "suite": f"scored on {suite}", "batches": f"{batches} batches"}
+
+
+def _names(examples: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
+    """Method and pooling, with the traits that tell objectives of the same apart, and a number where these do not."""
+    told = []
+    for plain, traits in examples:
+        rivals = [other for name, other in examples if name == plain]
+        apart = [value for trait, value in traits.items() if value and len({r[trait] for r in rivals}) > 1]
+        told.append("; ".join([plain, *apart]))
     seen: dict[str, int] = {}
     names = []
-    for name in plain:
+    for name in told:
         seen[name] = seen.get(name, 0) + 1
-        names.append(name if plain.count(name) == 1 else f"{name} ({seen[name]})")
+        names.append(name if told.count(name) == 1 else f"{name} ({seen[name]})")
     return names
 
 
