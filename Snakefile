@@ -18,7 +18,7 @@ MEASURED = [run.run_id for run in RUNS if run.trains and run.sharpness]
 CACHES = [cache for cache in PLAN.caches if {run.key for run in RUNS} & set(cache.readers)]
 ENCODERS = [encoder for encoder in PLAN.encoders if not ready_made.is_kept(PLAN, encoder)]
 DATA = str(records.data_file(params.resolve("01_data", VALUES)))
-REPORT = str(paths.outputs() / PLAN.report / "summary.json")
+REPORT = str(PLAN.summary_file)
 # runs side by side use the cores better than one run on all of them; a GPU takes one run at a time
 THREADS = workflow.cores if plan.on_gpu(VALUES) else max(1, workflow.cores // max(1, len(RUNS)))
 ORDER = {run.run_id: len(RUNS) - number for number, run in enumerate(RUNS)}  # priorities: runs begin, and end, in this order
@@ -49,9 +49,8 @@ def program(module, arguments, label):
 
 
 def results_of(run):
-    """The records that a run is to leave: of each suite, and of its Hessian."""
-    sharpness = [records.run_file(run.run_id, "sharpness")] if run.run_id in MEASURED else []
-    return [str(f) for f in [*(plan.scored_file(run.run_id, s) for s in LEFT[run.run_id]), *sharpness]]
+    """The records that a run is to leave: of each suite that is left, and of its Hessian."""
+    return [str(file) for file in plan.result_files(run, LEFT[run.run_id])]
 
 
 rule all:

@@ -46,7 +46,7 @@ def _run(of: plan.Plan, cores: int) -> int:
     _check(of.runs)
     resumed = any(records.run_file(run.run_id, "train").is_file() for run in of.runs)
     folder = paths.outputs() / of.report
-    summary_file = folder / "summary.json"
+    summary_file = of.summary_file
     before = summary_file.stat().st_mtime if summary_file.is_file() else None
     display.say(f"assets ready ({_fetch(of.runs, of.encoders):.0f} s)")
     began = time.monotonic()
@@ -84,6 +84,11 @@ def _study(of: plan.Plan, tables: list[str], cores: int) -> int:
         lines += ["", f"Executed notebooks and logs: {paths.outputs() / 'nb'}. The same call tries again.", ""]
         sys.stderr.write("\n".join(lines))
         return code
+    if missing := of.left():
+        raise TalasError(
+            f"{of.preset}: {len(missing)} of {len(of.runs)} runs are not on record although no job failed, such as"
+            f" {next(iter(missing))}. The same call goes on"
+        )
     display.say(
         f"\n{of.preset}: all {len(of.runs)} runs are on record.\nTables and figures: {paths.results() / of.report}"
     )

@@ -176,6 +176,31 @@ def test_rules_are_forced_where_times_do_not_tell(project: Path, monkeypatch: py
     assert workflow.command(of, [], 2)[-3] == "--forcerun"
 
 
+def test_a_comparison_is_made_again_when_something_it_is_made_from_is_not_there(project: Path) -> None:
+    """To Snakemake a report that is newer than all of its inputs that are there is up to date."""
+    of = plan.make(written(project, tables={"first": TABLES["first"] | {"encoders": ["tiny-xlmr"]}}))
+    for run in of.runs:
+        finish(run, *run.suites)
+    of.summary_file.parent.mkdir(parents=True, exist_ok=True)
+    of.summary_file.write_text("{}")
+    assert workflow.outdated(of) == ["compare"]
+    assert ready_made.main(["mine", "tiny-xlmr"]) == 0
+    assert workflow.outdated(of) == []
+    of.record_file(of.runs[0].run_id).unlink()
+    assert workflow.outdated(of) == ["compare"]
+    assert workflow.command(of, [], 2)[-2:] == ["--forcerun", "compare"]
+    of.summary_file.unlink()
+    assert workflow.outdated(of) == []
+
+    plain = plan.make(written(project, grid={"optimizer": ["asam", "adamw"]}))
+    plain.summary_file.write_text("{}")
+    for file in [file for run in plain.runs for file in plan.result_files(run, run.suites)]:
+        assert workflow.outdated(plain) == ["compare"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    assert workflow.outdated(plain) == []
+
+
 def test_an_encoder_is_scored_and_kept(project: Path) -> None:
     of = study(project)
     (encoder,) = of.encoders

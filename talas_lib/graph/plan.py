@@ -120,6 +120,11 @@ class Plan:
         """Where the committed record of a study's run lies."""
         return paths.results() / self.report / "runs" / f"{run_id}.json"
 
+    @property
+    def summary_file(self) -> Path:
+        """What notebook 06 writes last."""
+        return paths.outputs() / self.report / "summary.json"
+
 
 def make(preset: str, tables: Iterable[str] = ()) -> Plan:
     """The plan of a preset, of some of its tables only where they are named. Raises TalasError for whatever does not resolve."""
@@ -238,3 +243,9 @@ def executed(label: str, notebook: str) -> Path:
 def scored_file(run_id: str, suite: str) -> Path:
     """The record of a run's scores on a suite."""
     return records.run_file(run_id, runs.evaluation_stage(suite))
+
+
+def result_files(run: PlannedRun, suites: Iterable[str]) -> list[Path]:
+    """The records that a run is to leave: of these suites, and of its Hessian where that is asked for."""
+    sharpness = [records.run_file(run.run_id, "sharpness")] if run.trains and run.sharpness else []
+    return [*(scored_file(run.run_id, suite) for suite in suites), *sharpness]

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,11 +41,14 @@ def command(of: plan.Plan, tables: Iterable[str], cores: int, *, keep_going: boo
 
 
 def outdated(of: plan.Plan) -> list[str]:
-    """Rules of a study whose output is there and yet not what is wanted, which file times do not tell: scores of an earlier
-    evaluation, and records that lack a suite.
+    """Rules whose output is there and yet not what is wanted, which file times do not tell: of a study scores of an earlier
+    evaluation, and records that lack a suite; the comparison, when something that it is made from is not there. (To Snakemake
+    a file that is newer than what there is of its inputs is up to date, and it makes no others.)
     """
     rules = []
     left = of.left() if of.is_study else {}
+    if of.summary_file.is_file() and _lacks_input(of, left):
+        rules.append("compare")
     for run in of.runs if left else ():
         for suite in left.get(run.run_id, ()):
             if _is_old(plan.scored_file(run.run_id, suite), suite, plan.precision_of(run.cell)):
@@ -53,6 +56,15 @@ def outdated(of: plan.Plan) -> list[str]:
         if run.run_id in left and of.record_file(run.run_id).is_file():
             rules.append(f"keep_{run.run_id}")
     return rules
+
+
+def _lacks_input(of: plan.Plan, left: Mapping[str, Iterable[str]]) -> bool:
+    """Whether a run or an encoder is still to be made. left: suites to be scored, by run id, of a study."""
+    from talas_lib.study import ready_made
+
+    if not of.is_study:
+        return not all(file.is_file() for run in of.runs for file in plan.result_files(run, run.suites))
+    return bool(left) or not all(ready_made.is_kept(of, encoder) for encoder in of.encoders)
 
 
 def _is_old(file: Path, suite: str, precision: str) -> bool:
