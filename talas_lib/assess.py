@@ -33,8 +33,8 @@ def evaluate_run(
     """Score a finished run on a suite, with the references; recorded by suite (runs.evaluation_stage), and not repeated.
 
     precision: fp32 or bf16 of encoding, for the run and the references. progress: told the texts encoded so far and in all,
-    over the four models; what is kept counts as encoded. The record holds scores, geometry with `collapse` (a message or
-    None), efficiency, and the same of each reference; what each test item came to goes to `items_file`.
+    over the run's model and the references whose scores are not kept. The record holds scores, geometry with `collapse` (a
+    message or None), efficiency, and the same of each reference; what each test item came to goes to `items_file`.
     """
     what = scoring.Evaluation.of(suite, precision=precision, device=device)
     stage = runs.evaluation_stage(suite.name)
@@ -45,11 +45,13 @@ def evaluate_run(
     student = stages.load_run_student(run).to(device)
     training = stages.load_corpus(run.params).texts
     size = len(what.texts)
-    total = size * (1 + len(scoring.REFERENCES))
+    identities = scoring.reference_identities(run.params, what)
+    total = size * (1 + len(scoring.unscored(identities, what)))
     own = scoring.score_encoder(student, what, training_texts=training, progress=scoring.part(progress, 0, total))
     cost = scoring.measured(student, what)
     seen = {comparison_key(text) for text in training}
-    references = scoring.reference_scores(run.params, what, seen=seen, progress=scoring.part(progress, size, total))
+    rest = scoring.part(progress, size, total)
+    references = scoring.reference_scores(run.params, what, seen=seen, progress=rest, identities=identities)
     item_results.save(items_file(run, what.suite), what.identity, own.items)
     record = {
         "suite": what.identity,

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 REFERENCES = ("teacher", "untrained_cls", "untrained_mean")
 Progress = Callable[[int, int], None]
 Load = Callable[[], Encoder]
+Identity = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -137,48 +138,66 @@ def measured(encoder: Encoder, what: Evaluation, pooling: str | None = None) -> 
 
 
 def reference_scores(
-    p: ResolvedParams, what: Evaluation, *, seen: Collection[str] = (), progress: Progress | None = None
+    p: ResolvedParams,
+    what: Evaluation,
+    *,
+    seen: Collection[str] = (),
+    progress: Progress | None = None,
+    identities: Mapping[str, Identity] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Records of the teacher and of the untrained student with CLS and with mean pooling; computed once and kept.
 
-    seen: comparison keys of the training texts, for `unseen_score`. progress: of the texts, each counted once a reference. A
-    model is loaded only if something of it is not kept.
+    seen: comparison keys of the training texts, for `unseen_score`. progress: of the texts, each counted once a reference that
+    is not kept. A model is loaded only if something of it is not kept. identities: of `reference_identities`, where the
+    caller has them.
     """
-    size = len(what.texts)
-    total = size * len(REFERENCES)
-    return {
-        name: _reference(p, name, what, seen, part(progress, number * size, total))
-        for number, name in enumerate(REFERENCES)
-    }
+    identities = reference_identities(p, what) if identities is None else identities
+    size, waiting = len(what.texts), unscored(identities, what)
+    found = {}
+    for name, identity in identities.items():
+        before = waiting.index(name) * size if name in waiting else None
+        share = None if before is None else part(progress, before, size * len(waiting))
+        pooling = None if name == "teacher" else name.removeprefix("untrained_")
+        load = partial(_load_reference, p, name, what.device)
+        found[name] = _kept_record(identity, load, pooling, what, seen, share)
+    return found
+
+
+def reference_identities(p: ResolvedParams, what: Evaluation) -> dict[str, Identity]:
+    """What determines the vectors of each reference, in the order of REFERENCES. Hashes the models' files."""
+    student = student_identity(p)
+    teacher = {"teacher": sources.teacher_identity(p.teacher_spec, precision=what.precision)}
+    names = [name for name in REFERENCES if name != "teacher"]
+    return teacher | {name: student | {"pooling": name.removeprefix("untrained_")} for name in names}
+
+
+def unscored(identities: Mapping[str, Identity], what: Evaluation) -> list[str]:
+    """Those of the references whose scores are not kept, so that their texts are still to be encoded."""
+    return [name for name, identity in identities.items() if _whole_scores(*_place(identity, what)) is None]
+
+
+def _load_reference(p: ResolvedParams, name: str, device: str) -> Encoder:
+    if name == "teacher":
+        return sources.load_teacher(p.teacher_spec, device=device)
+    return sources.load_student(p.student_spec, device=device)
 
 
 def encoder_scores(
     spec: TeacherSpec, what: Evaluation, *, seen: Collection[str] = (), progress: Progress | None = None
 ) -> dict[str, Any]:
     """The record of a ready-made encoder, of the form of a teacher's among the references and kept as the same. See there."""
-    identity = sources.teacher_identity(spec, precision=what.precision)
-
-    def load() -> Encoder:
-        return sources.load_teacher(spec, device=what.device)
-
-    return _kept_record(identity, load, None, what, seen, progress)
+    load = partial(sources.load_teacher, spec, device=what.device)
+    return _kept_record(sources.teacher_identity(spec, precision=what.precision), load, None, what, seen, progress)
 
 
-def _reference(
-    p: ResolvedParams, name: str, what: Evaluation, seen: Collection[str], progress: Progress | None
-) -> dict[str, Any]:
-    if name == "teacher":
-        return encoder_scores(p.teacher_spec, what, seen=seen, progress=progress)
-    pooling = name.removeprefix("untrained_")
-
-    def load() -> Encoder:
-        return sources.load_student(p.student_spec, device=what.device)
-
-    return _kept_record(student_identity(p) | {"pooling": pooling}, load, pooling, what, seen, progress)
+def _place(identity: Identity, what: Evaluation) -> tuple[Path, dict[str, Any]]:
+    """The file of a reference's scores, and all that determines them."""
+    content = {"reference": identity, "evaluation": what.identity}
+    return _file("scores", content), content
 
 
 def _kept_record(
-    identity: Mapping[str, Any],
+    identity: Identity,
     load: Load,
     pooling: str | None,
     what: Evaluation,
@@ -187,7 +206,7 @@ def _kept_record(
 ) -> dict[str, Any]:
     """The record of an encoder that no run has trained. load: called only if something of it is not kept."""
     encoder = cache(load)
-    content = {"reference": identity, "evaluation": what.identity}
+    _, content = _place(identity, what)
     scored = _kept_scores(content, lambda: score_encoder(encoder(), what, pooling=pooling, progress=progress))
     if progress is not None and not encoder.cache_info().currsize:
         progress(scored.record["texts"], scored.record["texts"])
