@@ -18,7 +18,7 @@ from made_up_study import METHODS, cells, identity, made_up_run, result, scores,
 from talas_lib import bench, compare, params, plots, spread
 from talas_lib.errors import TalasError
 from talas_lib.graph.estimates import Rates
-from talas_lib.study import cost, on_record, resampling, tabulation, tuning
+from talas_lib.study import cost, on_record, resampling, tabulation, tuning, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.tabulation import block_table, choose, runs_table
@@ -333,7 +333,12 @@ def test_nothing_is_chosen_out_of_some_settings(capsys: pytest.CaptureFixture[st
 def test_tuning_on_record() -> None:
     grid = {"optimizer": ["asam"], "lr": [2.0e-5, 1.0e-4], "pooling": ["cls", "mean"]}
     values = study({"tune": {"title": "Tuning", "tasks": "mini", "beside": ["stsb-dev"], "min_lr": None, "grid": grid}})
-    settings = choose(runs_table(recorded(values)))
+    partly = recorded(values, which=lambda number: number < 3)
+    said = wording.tuning(choose(runs_table(partly)), partly.blocks["tune"])
+    assert said.startswith("Nothing is chosen yet: 1 runs lack a score. Best of what is on record: talas + asam")
+    whole = recorded(values)
+    settings = choose(runs_table(whole))
+    assert wording.tuning(settings, whole.blocks["tune"]).startswith("Chosen: talas + asam: lr 2e-05, mean pooling")
     assert settings["mini"].tolist() == settings["stsb-dev"].tolist() == [60.0, 61.0, 60.0, 61.0]
     (place,) = np.flatnonzero(settings["chosen"])
     assert (settings["lr"][place], settings["pooling"][place]) == (2e-5, "mean")

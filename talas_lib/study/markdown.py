@@ -160,7 +160,7 @@ def tuning_page(title: str, settings: pd.DataFrame, blocks: Iterable[Block]) -> 
         method = f"{row['method']} + {row['optimizer']}" + (f", {row['method_params']}" if row["method_params"] else "")
         rows.append([method, f"{row['lr']:g}", row["pooling"], *numbers, "yes" if row["chosen"] else ""])
     how = f"The criterion is the mean of {' and '.join(suites)}; no test split of the paper's tasks enters it."
-    parts = [f"# {title}", how, _table(heads, rows, left=3), *map(missing, blocks), wording.tuning(settings)]
+    parts = [f"# {title}", how, _table(heads, rows, left=3), *map(missing, blocks), wording.tuning(settings, blocks)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

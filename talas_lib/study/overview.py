@@ -145,7 +145,7 @@ class Report:
         for table in study.tables:
             parts.append(f"## [{table.name}](tables/{table.name}.md): {table.title}")
             if table.name == TUNE and self.tuning is not None:
-                parts.append(wording.tuning(self.tuning))
+                parts.append(wording.tuning(self.tuning, study.blocks[TUNE]))
                 continue
             for block in study.blocks[table.name]:
                 parts.append(f"**{block.teacher} to {block.student}.** {self.words[block.heading]}")

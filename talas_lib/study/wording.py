@@ -151,12 +151,17 @@ def seeds_elsewhere(block: Block, others: Iterable[Block]) -> str:
     return "One seed a row: differences of a few tenths may be chance."
 
 
-def tuning(settings: pd.DataFrame) -> str:
-    """What was chosen for each method, and which settings are not on record. settings: see tabulation.choose."""
+def tuning(settings: pd.DataFrame, blocks: Iterable[Block]) -> str:
+    """What was chosen for each method, or, while settings lack a score, what is best of those that have one: no choice yet.
+
+    settings: see tabulation.choose; blocks: those of the tuning table.
+    """
     parts = [
         f"{row['method']} + {row['optimizer']}: lr {row['lr']:g}, {row['pooling']} pooling ({row['criterion']:.2f})"
         for row in settings[settings["chosen"]].to_dict("records")
     ]
-    open_ = int(settings["criterion"].isna().sum())
-    text = f"Chosen: {'; '.join(parts)}." if parts else "Nothing can be chosen yet."
-    return text + (f" {open_} of {len(settings)} settings lack a score." if open_ else "")
+    waiting = sum(len(seeds) for block in blocks for seeds in block.absent().values())
+    best = "; ".join(parts) or "nothing"
+    if waiting:
+        return f"Nothing is chosen yet: {waiting} runs lack a score. Best of what is on record: {best}."
+    return f"Chosen: {best}."
