@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from talas_lib import bench, plots
+from talas_lib.point_names import place_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,23 +41,6 @@ def _bars(axes: Any, rows: pd.DataFrame, colours: list[str]) -> None:
         beside = {"xytext": (4, 3), "textcoords": "offset points"}  # above the line of the range
         axes.annotate(_number(value), (value, place), va="bottom", fontweight="bold", fontsize=10, **beside)
     axes.grid(axis="y", visible=False)
-
-
-def _name_points(axes: Any, x: pd.Series, y: pd.Series) -> None:
-    """The index as names to the right of the points; one that would lie on another moves up, with a line to its point."""
-    axes.margins(x=0.3, y=0.15)
-    width, height = float(np.ptp(axes.get_xlim())), float(np.ptp(axes.get_ylim()))
-    line = {"arrowstyle": "-", "color": _THEIRS, "lw": 0.6, "shrinkA": 0, "shrinkB": 2}
-    set_down: list[tuple[float, float]] = []
-    for name in y.sort_values().index:
-        at = float(y[name])
-        for left, place in set_down:  # from the lowest up
-            if abs(left - x[name]) < 0.28 * width and abs(place - at) < 0.05 * height:
-                at = place + 0.05 * height
-        set_down.append((float(x[name]), at))
-        axes.annotate(
-            str(name), (x[name], y[name]), (x[name] + 0.03 * width, at), va="center", fontsize=8, arrowprops=line
-        )
 
 
 def _number(value: float) -> str:
@@ -100,7 +84,7 @@ def methods(rows: pd.DataFrame) -> Figure:
     for axes, student in zip(panels, students, strict=True):
         wide = bench.methods(rows, student)
         axes.plot(wide["ms/step"], wide["peak MB"], "o", color=plots.OPTIMIZER_COLOURS["adamw"])
-        _name_points(axes, wide["ms/step"], wide["peak MB"])
+        axes.margins(x=0.2, y=0.15)
         if {"talas", "talas + asam"} <= set(wide.index):
             ratio = wide.loc["talas + asam"] / wide.loc["talas"]
             axes.set_title(
@@ -110,6 +94,9 @@ def methods(rows: pd.DataFrame) -> Figure:
             axes.set_title(student)
         axes.set_xlabel("ms a step")
         axes.set_ylabel("peak memory of the process (MB)")
+    for axes, student in zip(panels, students, strict=True):  # once the layout stands
+        wide = bench.methods(rows, student)
+        place_labels(axes, list(map(str, wide.index)), list(wide["ms/step"]), list(wide["peak MB"]))
     return figure
 
 

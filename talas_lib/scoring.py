@@ -173,7 +173,7 @@ def reference_identities(p: ResolvedParams, what: Evaluation) -> dict[str, Ident
 
 def unscored(identities: Mapping[str, Identity], what: Evaluation) -> list[str]:
     """Those of the references whose scores are not kept, so that their texts are still to be encoded."""
-    return [name for name, identity in identities.items() if _whole_scores(*_place(identity, what)) is None]
+    return [name for name, identity in identities.items() if not _file("scores", _content(identity, what)).is_file()]
 
 
 def _load_reference(p: ResolvedParams, name: str, device: str) -> Encoder:
@@ -190,10 +190,9 @@ def encoder_scores(
     return _kept_record(sources.teacher_identity(spec, precision=what.precision), load, None, what, seen, progress)
 
 
-def _place(identity: Identity, what: Evaluation) -> tuple[Path, dict[str, Any]]:
-    """The file of a reference's scores, and all that determines them."""
-    content = {"reference": identity, "evaluation": what.identity}
-    return _file("scores", content), content
+def _content(identity: Identity, what: Evaluation) -> dict[str, Any]:
+    """All that determines a reference's scores."""
+    return {"reference": identity, "evaluation": what.identity}
 
 
 def _kept_record(
@@ -206,7 +205,7 @@ def _kept_record(
 ) -> dict[str, Any]:
     """The record of an encoder that no run has trained. load: called only if something of it is not kept."""
     encoder = cache(load)
-    _, content = _place(identity, what)
+    content = _content(identity, what)
     scored = _kept_scores(content, lambda: score_encoder(encoder(), what, pooling=pooling, progress=progress))
     if progress is not None and not encoder.cache_info().currsize:
         progress(scored.record["texts"], scored.record["texts"])

@@ -201,6 +201,15 @@ def test_a_comparison_is_made_again_when_something_it_is_made_from_is_not_there(
     assert workflow.outdated(plain) == []
 
 
+def test_a_study_does_not_end_well_while_runs_are_missing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(project)
+    monkeypatch.setattr(workflow, "run", lambda *_, **__: 0)  # a graph that says it has done everything
+    assert main(["mine"]) == 2
+    assert "5 of 5 runs are not on record although no job failed" in capsys.readouterr().err
+
+
 def test_an_encoder_is_scored_and_kept(project: Path) -> None:
     of = study(project)
     (encoder,) = of.encoders

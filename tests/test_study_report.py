@@ -16,8 +16,8 @@ import pytest
 from made_up_study import METHODS, cells, made_up_run, result, study
 from matplotlib.text import Text
 
-from talas_lib import bench, compare, params, paths
-from talas_lib.study import charts, markdown, on_record, resampling, wording
+from talas_lib import bench, compare, params, paths, point_names
+from talas_lib.study import markdown, on_record, resampling, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.tabulation import DIFFERENCES, OWN
 
@@ -244,7 +244,7 @@ def test_labels_do_not_cover_one_another() -> None:
     x, y = 20 + rng.random(12), 70 + rng.random(12) * 0.6  # a cloud, as methods of equal cost make it
     axes.scatter(x, y)
     axes.margins(0.2)
-    names = charts.place_labels(axes, [f"method_{i} + adamw" for i in range(12)], x, y)
+    names = point_names.place_labels(axes, [f"method_{i} + adamw" for i in range(12)], x, y)
     found = boxes(figure, names)
     assert sorted(name.get_text() for name in names) == sorted(f"method_{i} + adamw" for i in range(12))
     assert not [(i, j) for i, a in enumerate(found) for j, b in enumerate(found[:i]) if a.overlaps(b)]
