@@ -186,7 +186,7 @@ def test_a_finding_says_what_seeds_and_items_tell_apart_and_where_talas_does_not
     assert "Not told apart from talas + asam: near (+0.10)." in text
     assert "Below talas + asam by more than seeds and test items explain: far (-10.00)." in text
     assert "with one seed and no results by item to judge by: open (-1.00)." in text
-    assert text.endswith("By task talas + asam is first on 1 of 2 (banking77). First elsewhere: wic clear (+1.50).")
+    assert text.endswith("- By task talas + asam is first on 1 of 2 (banking77).\n- First elsewhere: clear (wic +1.50).")
 
 
 def test_a_finding_of_a_first_place_and_of_nothing() -> None:

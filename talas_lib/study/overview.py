@@ -101,7 +101,7 @@ class Report:
         found = {}
         for block, rows in everything:
             chance = wording.seeds_elsewhere(block, (other for other, _ in everything))
-            found[block.heading] = f"{wording.finding(block, rows)} {chance}".rstrip()
+            found[block.heading] = "\n\n".join(part for part in (wording.finding(block, rows), chance) if part)
         return found
 
     @cached_property
@@ -148,7 +148,7 @@ class Report:
                 parts.append(wording.tuning(self.tuning, study.blocks[TUNE]))
                 continue
             for block in study.blocks[table.name]:
-                parts.append(f"**{block.teacher} to {block.student}.** {self.words[block.heading]}")
+                parts += [f"### {block.teacher} to {block.student}", self.words[block.heading]]
                 parts.append(markdown.missing(block))
         if lacking:
             parts.append("## Not on record yet")

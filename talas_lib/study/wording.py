@@ -29,7 +29,8 @@ Row = Mapping[Any, Any]  # a row of tabulation.block_table
 
 
 def finding(block: Block, table: pd.DataFrame) -> str:
-    """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart.
+    """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart: Markdown,
+    a paragraph and a list.
 
     table: of this block (tabulation.block_table).
     """
@@ -39,10 +40,11 @@ def finding(block: Block, table: pd.DataFrame) -> str:
         return "Nothing of this table is on record yet."
     ranked = sorted(own, key=lambda row: -row["avg"])
     references = [row for row in rows if row["kind"] == REFERENCE]
-    parts = [*_levels(references), _order(ranked, block.baseline), *_no_gain(references, ranked)]
+    lead = " ".join([*_levels(references), _order(ranked, block.baseline)])
+    points = _no_gain(references, ranked)
     if len(ranked) > 1 and any(row["row"] == block.baseline for row in ranked):
-        parts += [*_against(ranked, block.baseline), *_by_task(block, own)]
-    return " ".join(parts)
+        points += [*_against(ranked, block.baseline), *_by_task(block, own)]
+    return "\n\n".join(part for part in (lead, "\n".join(f"- {point}" for point in points)) if part)
 
 
 def _levels(references: Sequence[Row]) -> list[str]:
@@ -118,15 +120,20 @@ def _says(low: float, high: float) -> str:
 
 
 def _by_task(block: Block, own: Sequence[Row]) -> Iterable[str]:
-    """On which tasks the baseline is first, and who is on the others."""
+    """On which tasks the baseline is first, and who is on the others: row by row, those of most tasks first."""
     tasks = [task for task in tasks_of(block) if task in own[0]]
     best = {task: max(own, key=lambda row: row[task]) for task in tasks}
     (theirs,) = (row for row in own if row["row"] == block.baseline)
     won = [task for task in tasks if best[task][task] - theirs[task] < _EQUAL]
-    lost = [f"{task} {best[task]['row']} ({best[task][task] - theirs[task]:+.2f})" for task in tasks if task not in won]
     yield f"By task {block.baseline} is first on {len(won)} of {len(tasks)}{_named(won)}."
-    if lost:
-        yield f"First elsewhere: {', '.join(lost)}."
+    elsewhere: dict[str, list[str]] = {}
+    for task in tasks:
+        if task not in won:
+            lead = best[task][task] - theirs[task]
+            elsewhere.setdefault(str(best[task]["row"]), []).append(f"{task} {lead:+.2f}")
+    if elsewhere:
+        winners = sorted(elsewhere.items(), key=lambda item: -len(item[1]))
+        yield "First elsewhere: " + "; ".join(f"{row} ({', '.join(where)})" for row, where in winners) + "."
 
 
 def _named(tasks: Sequence[str]) -> str:
