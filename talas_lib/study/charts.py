@@ -15,7 +15,7 @@ from talas_lib.point_names import place_labels
 from talas_lib.study import paper_tables
 from talas_lib.study.blocks import Block
 from talas_lib.study.cost import reckoned
-from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE
+from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE, is_empty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,7 +148,9 @@ def _reference_lines(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def asam_controls(block: Block, table: pd.DataFrame) -> Figure:
-    """Avg of ASAM by its radius, with fresh and with repeated dropout masks, and AdamW's as lines."""
+    """Avg of ASAM by its radius, with fresh and with repeated dropout masks, and AdamW's as lines; bars and bands: one standard
+    deviation over seeds, where there are several.
+    """
     rows = {row["row"]: row for row in _on_record(table)}
     by_row = {label: block.asked_groups[label][0].resolved for label in rows}
     asam = [
@@ -163,8 +165,11 @@ def asam_controls(block: Block, table: pd.DataFrame) -> Figure:
             style: dict[str, Any] = {"color": plots.OPTIMIZER_COLOURS[colour], "marker": "o", "capsize": 3}
             axes.errorbar(places, means, yerr=np.nan_to_num(sds), label=f"ASAM, {words}", **style)
     for number, label in enumerate(label for label, p in by_row.items() if p.optimizer == "adamw"):
+        mean, sd = rows[label]["avg"], rows[label]["avg sd"]
         line: dict[str, Any] = {"color": plots.OPTIMIZER_COLOURS["adamw"], "linestyle": ("--", ":", "-.")[number % 3]}
-        axes.axhline(rows[label]["avg"], label=f"AdamW, {by_row[label].epochs} epochs", **line)
+        axes.axhline(mean, label=f"AdamW, {by_row[label].epochs} epochs", **line)
+        if not is_empty(sd):
+            axes.axhspan(mean - sd, mean + sd, color=line["color"], alpha=0.15, linewidth=0)
     axes.set_xticks(range(len(radii)), [f"{rho:g}" for rho in radii])
     axes.set_xlabel("$\\rho$ of ASAM (0: two passes, no perturbation)")
     axes.set_ylabel("Avg (0 to 100)")
