@@ -186,7 +186,9 @@ def test_a_finding_says_what_seeds_and_items_tell_apart_and_where_talas_does_not
     assert "Not told apart from talas + asam: near (+0.10)." in text
     assert "Below talas + asam by more than seeds and test items explain: far (-10.00)." in text
     assert "with one seed and no results by item to judge by: open (-1.00)." in text
-    assert text.endswith("- By task talas + asam is first on 1 of 2 (banking77).\n- First elsewhere: clear (wic +1.50).")
+    assert text.endswith(
+        "- By task talas + asam is first on 1 of 2 (banking77).\n- First elsewhere: clear (wic +1.50)."
+    )
 
 
 def test_a_finding_of_a_first_place_and_of_nothing() -> None:
@@ -206,7 +208,14 @@ def test_a_finding_counts_against_the_better_untrained_student() -> None:
     ]
     own = [row("talas + asam", 60.0, np.nan, np.nan, (np.nan, np.nan)), row("b", 58.0, -3.0, -1.0, (-3.0, -1.0))]
     text = wording.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
-    assert text.startswith("The teacher averages 80.00, the untrained student, mean pooling 59.00.")
+    assert text.startswith(
+        "The teacher averages 80.00, the untrained student, mean pooling 59.00. talas + asam with 60.00"
+    )
+    ready_made = [
+        {"row": name, "kind": "encoder", "avg": avg} for name, avg in (("a", np.nan), ("b", 70.0), ("c", 71.0))
+    ]
+    text = wording.finding(One(), pd.DataFrame([*references, *ready_made, *own]))  # type: ignore[arg-type]
+    assert "mean pooling 59.00. Ready-made: c 71.00, b 70.00. talas + asam with 60.00" in text
     assert "Not above the untrained student, mean pooling: b (-1.00)." in text
     references[2]["avg"] = 61.0
     text = wording.finding(One(), pd.DataFrame([*references, *own]))  # type: ignore[arg-type]
@@ -258,8 +267,8 @@ def test_figures_are_drawn_for_the_tables_that_vary_what_they_show(found: studie
     panels = drawn["figure2-anchor-layers"].axes
     assert [axes.get_title().splitlines()[0] for axes in panels] == [
         "tiny to tiny",
-        "the paper, qwen3-0.6b to minilm-l6-h384",
-        "the paper, qwen3-4b to bert-base",
+        "paper: qwen3-0.6b to minilm-l6-h384",
+        "paper: qwen3-4b to bert-base",
     ]
     assert [len(axes.lines) >= 3 for axes in panels] == [True] * 3
     assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "3", "6"]

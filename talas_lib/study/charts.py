@@ -48,7 +48,7 @@ def curves(setting: str, words: str, blocks: Sequence[tuple[Block, pd.DataFrame]
     panels = [_own_curve(setting, block, table) for block, table in blocks]
     for name in papers:
         for pair, values, numbers in paper_tables.curves(name, setting):
-            panels.append(Curve(f"the paper, {pair}", values, numbers, {}, ours=False))
+            panels.append(Curve(f"paper: {pair}", values, numbers, {}, ours=False))
     figure, grid = _panels(len(panels), 3.9 * len(panels) + 0.6, 4.0)
     for axes, panel in zip(grid, panels, strict=True):
         _draw_curve(axes, panel)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from talas_lib.study.blocks import Block
-from talas_lib.study.tabulation import OWN, REFERENCE, is_empty, tasks_of
+from talas_lib.study.tabulation import ENCODER, OWN, REFERENCE, is_empty, tasks_of
 from talas_lib.uncertainty import mean_and_sd
 
 _KINDS = {
@@ -29,8 +29,8 @@ Row = Mapping[Any, Any]  # a row of tabulation.block_table
 
 
 def finding(block: Block, table: pd.DataFrame) -> str:
-    """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart: Markdown,
-    a paragraph and a list.
+    """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart:
+    Markdown, a paragraph and a list.
 
     table: of this block (tabulation.block_table).
     """
@@ -40,7 +40,7 @@ def finding(block: Block, table: pd.DataFrame) -> str:
         return "Nothing of this table is on record yet."
     ranked = sorted(own, key=lambda row: -row["avg"])
     references = [row for row in rows if row["kind"] == REFERENCE]
-    lead = " ".join([*_levels(references), _order(ranked, block.baseline)])
+    lead = " ".join([*_levels(references), *_ready_made(rows), _order(ranked, block.baseline)])
     points = _no_gain(references, ranked)
     if len(ranked) > 1 and any(row["row"] == block.baseline for row in ranked):
         points += [*_against(ranked, block.baseline), *_by_task(block, own)]
@@ -55,6 +55,15 @@ def _levels(references: Sequence[Row]) -> list[str]:
         return []
     better = max(untrained, key=lambda row: row["avg"])
     return [f"The teacher averages {teachers[0]['avg']:.2f}, the {better['row']} {better['avg']:.2f}."]
+
+
+def _ready_made(rows: Sequence[Row]) -> list[str]:
+    """Averages of the encoders that are only evaluated."""
+    found = sorted(
+        (row for row in rows if row["kind"] == ENCODER and not is_empty(row["avg"])), key=lambda row: -row["avg"]
+    )
+    names = [f"{row['row']} {row['avg']:.2f}" for row in found]
+    return [f"Ready-made: {', '.join(names)}."] if names else []
 
 
 def _order(ranked: Sequence[Row], baseline: str) -> str:
