@@ -101,9 +101,13 @@ def test_rows_are_matched_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "optimizer": "asam",
             "grid": {"method_params": [{"lasd_pairs": 1}, {"lasd_pairs": "all"}]},
         },
+        "tuned": {"title": "t", "grid": {"method, optimizer, pooling, lr": [["talas", "asam", "mean", 3.0e-4]]}},
     }
     found = Study.open(study(tables)).blocks
-    (one,), (seven,), (eight,) = (found[name] for name in tables)
+    (one,), (seven,), (eight,), (tuned,) = (found[name] for name in tables)
+    of_tuned = {row.name: paper_tables.counterpart(row, tuned) for row in paper_tables.rows("table1")}
+    assert of_tuned["TALAS"] == "talas + asam, pooling mean, lr 0.0003"  # no other talas there
+    assert of_tuned["CDM"] is None
     ours = {row.name: paper_tables.counterpart(row, one) for row in paper_tables.rows("table1")}
     assert ours == {
         "Teacher": "teacher",

@@ -118,8 +118,8 @@ def paper_blocks(name: str, blocks: Sequence[Block]) -> Iterable[str]:
     yield "## The paper's numbers"
     yield (
         f"arXiv 2606.21851v1, {name.replace('table', 'Table ')}: one run a number, mostly of other models. They stand beside ours"
-        " to compare the order of rows and the size of differences, not their level; `ours` names the row above that is made"
-        " alike."
+        " to compare the order of rows and the size of differences, not their level; `ours` names the row above of the same"
+        " method, where several fit the one nearest to the paper's settings."
     )
     pairs = paper_tables.pairs(name)
     ids = dict.fromkeys(error for rows in pairs.values() for row in rows for error in row.errors.values())

@@ -81,7 +81,7 @@ def pairs(name: str) -> dict[tuple[str, str], list[Row]]:
 
 
 def counterpart(row: Row, block: Block) -> str | None:
-    """The label of our row that is made as the paper's is, as near to the released settings as there is; None for none."""
+    """The label of our row of the paper's method and optimizer, as near to the released settings as there is; None for none."""
     method = row.match.get("method")
     if method in REFERENCE_LABELS:
         return REFERENCE_LABELS[method]
@@ -93,7 +93,7 @@ def counterpart(row: Row, block: Block) -> str | None:
 
 
 def _fits(row: Row, p: Any) -> bool:
-    if (p.method, p.optimizer, p.pooling) != (row.match["method"], row.match.get("optimizer", p.optimizer), "cls"):
+    if (p.method, p.optimizer) != (row.match["method"], row.match.get("optimizer", p.optimizer)):
         return False
     for name in _SETTINGS:
         if name in row.match and str(getattr(p.method_config, name, None)) != row.match[name]:
