@@ -17,7 +17,7 @@ from made_up_study import METHODS, cells, made_up_run, result, study
 from matplotlib.text import Text
 
 from talas_lib import bench, compare, params, paths, point_names
-from talas_lib.study import markdown, on_record, resampling, wording
+from talas_lib.study import charts, markdown, on_record, resampling, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.tabulation import DIFFERENCES, OWN
 
@@ -292,9 +292,21 @@ def test_score_against_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (axes,) = found["cost-t"].axes
     assert axes.get_xscale() == "log"
     assert "by the clock" in axes.get_xlabel()
-    assert axes.get_title() == "Highest: cdm + adamw, 60.8 after 5.5 minutes\ntalas + asam: 58.6 after 1.5 minutes"
+    assert axes.get_title() == "Highest: cdm + adamw, 60.8 after 5.5 minutes\ntalas + asam, 58.6 after 1.5 minutes"
     names = [text for text in axes.texts if text.get_text()]
     assert {name.get_text() for name in names} == {"talas + asam", "simcse", "cdm", "dskd"}
+
+
+def test_the_title_of_score_against_cost_names_what_is_not_told_apart_from_the_first() -> None:
+    rows = [
+        row("talas + asam", 60.0, np.nan, np.nan, (np.nan, np.nan), **{"train min": 1.6}),
+        row("near", 59.9, -0.3, 0.1, (-0.4, 0.2), **{"train min": 0.5}),
+        row("items only", 59.8, -0.3, 0.1, (-0.4, -0.1), **{"train min": 0.5}),
+        row("one seed", 59.7, np.nan, np.nan, (-0.4, 0.1), **{"train min": 0.5}),
+    ]
+    title = charts._cost_title(rows, "talas + asam")
+    assert title == "Highest: talas + asam, 60.0 after 1.6 minutes\nnot told apart: near, 59.9 after 0.5 minutes"
+    assert charts._cost_title([], "talas + asam") == "Nothing on record yet"
 
 
 # ---- the notebook's way

@@ -125,9 +125,22 @@ def _cost_title(rows: Sequence[Mapping[Any, Any]], baseline: str) -> str:
     if not rows:
         return "Nothing on record yet"
     best = max(rows, key=lambda row: row["avg"])
-    title = f"Highest: {best['row']}, {best['avg']:.1f} after {best[MINUTES]:.1f} minutes"
-    own = [row for row in rows if row["row"] == baseline and row is not best]
-    return title + "".join(f"\n{baseline}: {row['avg']:.1f} after {row[MINUTES]:.1f} minutes" for row in own)
+    lines = [f"Highest: {_after(best)}"]
+    if best["row"] == baseline:
+        lines += [f"not told apart: {_after(row)}" for row in rows if _together(row)]
+    else:
+        lines += [_after(row) for row in rows if row["row"] == baseline]
+    return "\n".join(lines)
+
+
+def _after(row: Mapping[Any, Any]) -> str:
+    return f"{row['row']}, {row['avg']:.1f} after {row[MINUTES]:.1f} minutes"
+
+
+def _together(row: Mapping[Any, Any]) -> bool:
+    """Whether neither seeds nor test items tell a row and the baseline apart, both having been asked."""
+    bounds = [(row[f"{name} low"], row[f"{name} high"]) for name in ("difference", "items")]
+    return all(low <= 0 <= high for low, high in bounds)  # no bound is False
 
 
 def _reference_lines(axes: Axes, table: pd.DataFrame) -> None:
