@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from talas_lib import assess, params, stages, tiny
+from talas_lib import assess, params, paths, stages, tiny
 from talas_lib.graph import estimates, plan
 from talas_lib.tiny_texts import tiny_sentences
 
@@ -94,13 +95,21 @@ def test_the_cpu_study_varies_what_its_tables_say() -> None:
     assert len(tune) == 11 * 3 * 2
     assert {run.p.seed for run in tune} == {42}
     assert all({"mini", "stsb-dev"} <= set(run.suites) for run in tune)
-    assert sum("paper" in run.suites for run in tune) == 12  # shared with table1
+    assert sum("paper" in run.suites for run in tune) == 12 + 11  # shared with table1, and what was chosen
     assert {run.p.epochs for run in of.runs if "asam-controls" in run.tables} == {3, 6}
     tweet = [run for run in of.runs if "tweet-eval" in run.suites]
     assert {run.p.seed for run in tweet} == {42}
     assert len(tweet) == 13
     (deeper,) = {run.p.student for run in of.runs} - {"minilm-l3"}
     assert deeper == "minilm-l6"
+
+
+def test_the_tuned_table_is_what_the_tuning_on_record_chose() -> None:
+    chosen = pd.read_csv(paths.root() / "results/cpu-study/tables/choice.csv")
+    on_record = {(row["method"], row["teacher"], row["lr"], row["pooling"]) for row in chosen.to_dict("records")}
+    tuned = [run.p for run in plan.make("cpu-study").runs if "tuned" in run.tables]
+    assert {(p.method, p.teacher_names, p.lr, p.pooling) for p in tuned} == on_record
+    assert len(tuned) == 3 * len(on_record) == 33
 
 
 def test_choosing_looks_at_no_test_split() -> None:
