@@ -335,10 +335,11 @@ def test_tuning_on_record() -> None:
     values = study({"tune": {"title": "Tuning", "tasks": "mini", "beside": ["stsb-dev"], "min_lr": None, "grid": grid}})
     partly = recorded(values, which=lambda number: number < 3)
     said = wording.tuning(choose(runs_table(partly)), partly.blocks["tune"])
-    assert said.startswith("Nothing is chosen yet: 1 runs lack a score. Best of what is on record: talas + asam")
+    assert said.startswith("Nothing is chosen yet: 1 run lacks a score. Best of what is on record:\n\n- talas + asam")
     whole = recorded(values)
     settings = choose(runs_table(whole))
-    assert wording.tuning(settings, whole.blocks["tune"]).startswith("Chosen: talas + asam: lr 2e-05, mean pooling")
+    (chosen,) = wording.tuning(settings, whole.blocks["tune"]).removeprefix("Chosen:\n\n").splitlines()
+    assert chosen.startswith("- talas + asam: lr 2e-05, mean pooling")
     assert settings["mini"].tolist() == settings["stsb-dev"].tolist() == [60.0, 61.0, 60.0, 61.0]
     (place,) = np.flatnonzero(settings["chosen"])
     assert (settings["lr"][place], settings["pooling"][place]) == (2e-5, "mean")

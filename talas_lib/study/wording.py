@@ -168,7 +168,8 @@ def seeds_elsewhere(block: Block, others: Iterable[Block]) -> str:
 
 
 def tuning(settings: pd.DataFrame, blocks: Iterable[Block]) -> str:
-    """What was chosen for each method, or, while settings lack a score, what is best of those that have one: no choice yet.
+    """What was chosen for each method, or, while settings lack a score, what is best of those that have one, which is no choice
+    yet; a list in Markdown.
 
     settings: see tabulation.choose; blocks: those of the tuning table.
     """
@@ -177,7 +178,8 @@ def tuning(settings: pd.DataFrame, blocks: Iterable[Block]) -> str:
         for row in settings[settings["chosen"]].to_dict("records")
     ]
     waiting = sum(len(seeds) for block in blocks for seeds in block.absent().values())
-    best = "; ".join(parts) or "nothing"
-    if waiting:
-        return f"Nothing is chosen yet: {waiting} runs lack a score. Best of what is on record: {best}."
-    return f"Chosen: {best}."
+    listed = "\n".join(f"- {part}" for part in parts)
+    if not waiting:
+        return f"Chosen:\n\n{listed}"
+    lacking = f"Nothing is chosen yet: {'1 run lacks' if waiting == 1 else f'{waiting} runs lack'} a score."
+    return f"{lacking} Best of what is on record:\n\n{listed}" if parts else lacking
