@@ -16,6 +16,7 @@ from talas_lib.study import paper_tables
 from talas_lib.study.blocks import Block
 from talas_lib.study.cost import reckoned
 from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE, is_empty
+from talas_lib.study.wording import TOGETHER, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +128,7 @@ def _cost_title(rows: Sequence[Mapping[Any, Any]], baseline: str) -> str:
     best = max(rows, key=lambda row: row["avg"])
     lines = [f"Highest: {_after(best)}"]
     if best["row"] == baseline:
-        lines += [f"not told apart: {_after(row)}" for row in rows if _together(row)]
+        lines += [f"not told apart: {_after(row)}" for row in rows if set(verdicts(row).values()) == {TOGETHER}]
     else:
         lines += [_after(row) for row in rows if row["row"] == baseline]
     return "\n".join(lines)
@@ -135,12 +136,6 @@ def _cost_title(rows: Sequence[Mapping[Any, Any]], baseline: str) -> str:
 
 def _after(row: Mapping[Any, Any]) -> str:
     return f"{row['row']}, {row['avg']:.1f} after {row[MINUTES]:.1f} minutes"
-
-
-def _together(row: Mapping[Any, Any]) -> bool:
-    """Whether neither seeds nor test items tell a row and the baseline apart, both having been asked."""
-    bounds = [(row[f"{name} low"], row[f"{name} high"]) for name in ("difference", "items")]
-    return all(low <= 0 <= high for low, high in bounds)  # no bound is False
 
 
 def _reference_lines(axes: Axes, table: pd.DataFrame) -> None:

@@ -22,7 +22,7 @@ _KINDS = {
     ("unknown", 0): "Beside {base}, with one seed and no results by item to judge by",
 }
 _EQUAL = 0.005  # points that two digits do not show
-_APART, _TOGETHER, _OPEN = "tell them apart", "do not tell them apart", "say nothing"
+_APART, TOGETHER, _OPEN = "tell them apart", "do not tell them apart", "say nothing"
 
 
 Row = Mapping[Any, Any]  # a row of tabulation.block_table
@@ -110,7 +110,7 @@ def _against(ranked: Sequence[Row], baseline: str) -> list[str]:
 
 
 def _kind(row: Row, baseline: str) -> str:
-    said = {name: _says(row[f"{column} low"], row[f"{column} high"]) for name, column in _COLUMNS.items()}
+    said = verdicts(row)
     telling = [name for name, verdict in said.items() if verdict == _APART]
     key = "both" if len(telling) == 2 else telling[0] if telling else "neither"
     if set(said.values()) == {_OPEN}:
@@ -122,10 +122,15 @@ def _kind(row: Row, baseline: str) -> str:
 _COLUMNS = {"seeds": "difference", "items": "items"}
 
 
+def verdicts(row: Row) -> dict[str, str]:
+    """What the `seeds` and the test `items` say of a row and the baseline: TOGETHER where they do not tell the two apart."""
+    return {name: _says(row[f"{column} low"], row[f"{column} high"]) for name, column in _COLUMNS.items()}
+
+
 def _says(low: float, high: float) -> str:
     if is_empty(low) or is_empty(high):
         return _OPEN
-    return _TOGETHER if low <= 0 <= high else _APART
+    return TOGETHER if low <= 0 <= high else _APART
 
 
 def _by_task(block: Block, own: Sequence[Row]) -> Iterable[str]:
