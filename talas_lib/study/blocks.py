@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from talas_lib import item_results, params, runs
-from talas_lib.comparison import OF_OPTIMIZER, Comparison
+from talas_lib.comparison import OF_OPTIMIZER, REFERENCE_LABELS, Comparison
 from talas_lib.errors import TalasError
 from talas_lib.study import on_record, wanted
 
@@ -192,10 +192,25 @@ class Block(Comparison):
 
     def other_scores(self, index: int) -> dict[str, float]:
         """Scores on the suites beside the main one, as far as they are on record, by task."""
-        record = self.records[self.members[index].id]
-        cell = next(cell for cell in self.cells if cell.run_id == self.members[index].id)
-        there = [suite for suite in cell.suites[1:] if cell.has(record, suite)]
-        return {task: row["score"] for suite in there for task, row in record["suites"][suite]["tasks"].items()}
+        return {task: row["score"] for entry in self._beside(index) for task, row in entry["tasks"].items()}
+
+    def other_reference_scores(self) -> dict[str, dict[str, float]]:
+        """The same of teacher and untrained student, by label, where some run is on record beside them."""
+        found: dict[str, dict[str, float]] = {}
+        for i in range(len(self.members)):
+            for entry in self._beside(i):
+                for kind, name in entry["references"].items():
+                    of_model = found.setdefault(REFERENCE_LABELS[kind], {})
+                    if not entry["tasks"].keys() <= of_model.keys():
+                        of_model |= {task: row["score"] for task, row in self._reference(name)["tasks"].items()}
+        return found
+
+    def _beside(self, index: int) -> list[Mapping[str, Any]]:
+        """Entries of a run's record on the suites beside the main one, as far as they are there."""
+        run_id = self.members[index].id
+        cell = next(cell for cell in self.cells if cell.run_id == run_id)
+        record = self.records[run_id]
+        return [record["suites"][suite] for suite in cell.suites[1:] if cell.has(record, suite)]
 
     @property
     def other_tasks(self) -> list[str]:

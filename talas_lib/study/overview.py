@@ -86,8 +86,11 @@ class Report:
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Each table as it is written, numbers to four decimals: its blocks below one another, the tuning one by settings."""
-        found = {name: _joined(blocks).round(4) for name, blocks in self.blocks.items() if name != TUNE}
+        """Each table as it is written, numbers to six decimals: its blocks below one another, the tuning one by settings.
+
+        Two more than the scores they average, so that the two digits of a page are the same from either.
+        """
+        found = {name: _joined(blocks).round(6) for name, blocks in self.blocks.items() if name != TUNE}
         if self.tuning is not None:
             scores = dict.fromkeys((*tabulation.CRITERION, "criterion"), 4)
             found[TUNE] = self.tuning.round(scores)

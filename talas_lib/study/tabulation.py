@@ -158,7 +158,11 @@ def block_table(block: Block, resampled: pd.DataFrame | None = None) -> pd.DataF
     and `train min` the mean, and `<name> sd` over the seeds (empty for one); DIFFERENCES of avg to the table's baseline: over
     paired seeds with Student's 95 % interval, and 95 % bounds and p over test items from `resampled` (see resampling).
     """
-    rows = [{"row": label, "kind": REFERENCE, **_values(block, record)} for label, record in _references(block).items()]
+    beside = block.other_reference_scores()
+    rows = [
+        {"row": label, "kind": REFERENCE, **_values(block, record), **beside.get(label, {})}
+        for label, record in _references(block).items()
+    ]
     for name, record in block.encoders.items():
         rows.append({"row": name, "kind": ENCODER, **(_values(block, record) if record is not None else {})})
     groups, absent = block.groups(), block.absent()
