@@ -18,7 +18,7 @@ from made_up_study import METHODS, cells, identity, made_up_run, result, scores,
 from talas_lib import bench, compare, params, plots, spread
 from talas_lib.errors import TalasError
 from talas_lib.graph.estimates import Rates
-from talas_lib.study import cost, on_record, resampling, tabulation, tuning, wording
+from talas_lib.study import cost, effects, markdown, on_record, resampling, tabulation, tuning, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.tabulation import block_table, choose, runs_table
@@ -136,6 +136,65 @@ def test_what_is_not_on_record_is_listed_and_the_rest_is_there() -> None:
     assert block_table(nothing.blocks["other"][0])["n"].tolist() == [0]
     with pytest.raises(TalasError, match="no run on record"):
         studies.first_block(nothing.values)
+
+
+PARTS = {
+    "method_params": [
+        {"weight_simcse": 0.0, "weight_lasd": 0.0},
+        {"weight_lasd": 0.0},
+        {"weight_simcse": 0.0},
+        {},
+        {"weight_simcse": 0.0, "weight_tamd": 0.0},
+    ],
+    "optimizer": ["adamw", "asam"],
+    "seed": [42, 43],
+}
+
+
+def of_parts(p: Any, task: str) -> float:
+    """10, TAMD +40, beside it LASD +2 (+4 on the second seed) and SimCSE -1, ASAM +0.5 and one more with SimCSE."""
+    m = p.method_config
+    found = 10.0 + 40 * (m.weight_tamd > 0) + (p.optimizer == "asam") * (0.5 + (m.weight_simcse > 0))
+    return found + (m.weight_lasd > 0) * (2 if p.seed == 42 else 4) - (m.weight_simcse > 0)
+
+
+def of_subsets(which: Callable[[int], bool] = lambda _: True) -> Block:
+    values = study({"table2": {"title": "Parts", "grid": PARTS}})
+    for number, cell in enumerate(cells(values)):
+        if which(number):
+            on_record.keep(values, made_up_run(cell, of_parts).id)
+    return only(Study.open(values), "table2")
+
+
+def test_effects_of_the_parts_by_hand() -> None:
+    block = of_subsets()
+    table = effects.effects(block)
+    found = {(row["part"], row["beside"]): row for row in table.to_dict("records")}
+    lasd = found["LASD", effects.MEAN]
+    assert (lasd["difference"], lasd["contrasts"], lasd["seeds"]) == (pytest.approx(3.0), 4, 2)
+    assert lasd["high"] - lasd["difference"] == pytest.approx(12.7062047)  # Student's t, one degree, sd sqrt 2, over sqrt 2
+    assert found["SimCSE", "TAMD, adamw"]["difference"] == pytest.approx(-1)
+    assert found["SimCSE", "TAMD + LASD, asam"]["difference"] == pytest.approx(0)
+    assert found["SimCSE", effects.MEAN]["difference"] == pytest.approx(-0.5)
+    assert found["ASAM", effects.MEAN]["difference"] == pytest.approx(1.0)
+    assert found["ASAM", "LASD"]["difference"] == pytest.approx(0.5)
+    assert found["TAMD", "LASD, adamw"]["difference"] == pytest.approx(40)
+    assert ("TAMD", effects.MEAN) not in found
+    said = effects.in_words(table)
+    assert "LASD +3.00 (-9.71 to +15.71), SimCSE -0.50 (-0.50 to -0.50), ASAM +1.00" in said
+    assert said.endswith("TAMD itself adds 40.00 to 40.00.")
+    assert "What each part adds" in markdown.parts_table(block)
+
+
+def test_effects_are_of_shared_seeds_and_of_tables_with_subsets_only() -> None:
+    table = effects.effects(of_subsets(lambda number: number not in (0, 7)))  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
+    lasd = table[(table["part"] == "LASD")].set_index("beside")
+    assert lasd.loc["TAMD, adamw", "difference"] == 4
+    assert lasd.loc["TAMD + SimCSE, asam", "difference"] == 2
+    assert effects.MEAN not in lasd.index  # no seed is in all contrasts
+    assert effects.in_words(effects.effects(only(recorded(study({"table1": ONE["table1"]}))))) == ""
+    one_part = {"title": "T", "grid": {"optimizer": ["sam", "asam"]}}
+    assert effects.effects(only(recorded(study({"table9": one_part})), "table9")).empty
 
 
 def test_suites_beside_stand_beside() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from talas_lib.study import cost, paper_tables, wording
+from talas_lib.study import cost, effects, paper_tables, wording
 from talas_lib.study.blocks import Block
 from talas_lib.study.tabulation import AVERAGES, MINUTES, UNSEEN, is_empty, tasks_of
+from talas_lib.study.wording import signed
 
 NAMES = {
     "banking77": "Banking77",
@@ -46,7 +47,7 @@ def page(name: str, title: str, blocks: Sequence[tuple[Block, pd.DataFrame, str]
     for block, table, words in blocks:
         parts += [f"## {block.teacher} to {block.student}", setting(block), own_table(block, table), missing(block)]
         how = cost.HOW if cost.reckoned(block) else cost.CLOCK
-        parts += [words, f"{_HOW.format(baseline=block.baseline)} {how}"]
+        parts += [words, f"{_HOW.format(baseline=block.baseline)} {how}", parts_table(block)]
     if paper is not None:
         parts += list(paper_blocks(paper, [block for block, *_ in blocks]))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -83,7 +84,7 @@ def own_table(block: Block, table: pd.DataFrame) -> str:
 def _own_row(row: Mapping[Any, Any], shown: Sequence[str]) -> list[str]:
     cells = [str(row["row"]), _NOTHING if is_empty(row["n"]) else f"{row['n']:.0f}"]
     cells += [mean_sd(row, name) for name in shown]
-    cells.append(_NOTHING if is_empty(row["difference"]) else f"{row['difference']:+.2f}")
+    cells.append(_NOTHING if is_empty(row["difference"]) else signed(row["difference"]))
     cells += [_interval(row[f"{name} low"], row[f"{name} high"]) for name in ("difference", "items")]
     return [*cells, mean_sd(row, MINUTES, digits=1)]
 
@@ -97,7 +98,30 @@ def mean_sd(row: Mapping[Any, Any], name: str, digits: int = 2) -> str:
 
 
 def _interval(low: float, high: float) -> str:
-    return _NOTHING if is_empty(low) or is_empty(high) else f"{low:+.2f} to {high:+.2f}"
+    return _NOTHING if is_empty(low) or is_empty(high) else f"{signed(low)} to {signed(high)}"
+
+
+def parts_table(block: Block) -> str:
+    """What each part of the objective adds, for a block whose rows are its subsets; else empty."""
+    rows = [
+        [
+            row["part"],
+            row["beside"],
+            signed(row["difference"]),
+            _interval(row["low"], row["high"]),
+            str(row["contrasts"]),
+            str(row["seeds"]),
+        ]
+        for row in effects.effects(block).to_dict("records")
+    ]
+    if not rows:
+        return ""
+    how = (
+        "Rows that differ in one part alone, paired by seed, with Student's 95 % interval over the seeds; a mean rests on several"
+        " such contrasts, taken seed by seed. No interval is corrected for their number."
+    )
+    heads = ["part", "beside", "adds to Avg", "over seeds", "contrasts", "seeds"]
+    return f"### What each part adds\n\n{_table(heads, rows, left=2)}\n\n{how}"
 
 
 def missing(block: Block) -> str:

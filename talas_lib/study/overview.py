@@ -2,6 +2,7 @@
 
 results/<report>/runs.csv                 every run, task and split, tidy
 results/<report>/tables/<table>.csv .md   each table by groups of seeds, the paper's numbers below ours
+results/<report>/tables/<table>-parts.csv what each part of the objective adds, of a table with its subsets
 results/<report>/tables/choice.csv        what the table `tune` chose
 results/<report>/figures/*.png            results/<report>/findings.md: what it says, and what is missing
 outputs/<report>/summary.json             written last
@@ -20,7 +21,7 @@ import pandas as pd
 from talas_lib import paths, plots
 from talas_lib.errors import TalasError
 from talas_lib.files import atomic_write_json, atomic_write_text
-from talas_lib.study import charts, markdown, on_record, resampling, tabulation, wording
+from talas_lib.study import charts, effects, markdown, on_record, resampling, tabulation, wording
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.on_record import keep, missing
 from talas_lib.study.tabulation import TUNE, choose
@@ -95,6 +96,17 @@ class Report:
             scores = dict.fromkeys((*tabulation.CRITERION, "criterion"), 4)
             found[TUNE] = self.tuning.round(scores)
             found["choice"] = found[TUNE][self.tuning["chosen"]].drop(columns="chosen")
+        return found | self._effects
+
+    @property
+    def _effects(self) -> dict[str, pd.DataFrame]:
+        """What each part of the objective adds, as `<table>-parts`, of tables with its subsets."""
+        found = {}
+        for name, blocks in self.blocks.items():
+            of_pairs = [(block, effects.effects(block)) for block, _ in blocks]
+            filled = [(block, rows) for block, rows in of_pairs if len(rows)]
+            if filled:
+                found[f"{name}-parts"] = _joined(filled).round(6)
         return found
 
     @cached_property
@@ -104,7 +116,9 @@ class Report:
         found = {}
         for block, rows in everything:
             chance = wording.seeds_elsewhere(block, (other for other, _ in everything))
-            found[block.heading] = "\n\n".join(part for part in (wording.finding(block, rows), chance) if part)
+            parts = effects.in_words(effects.effects(block))
+            said = (wording.finding(block, rows), parts, chance)
+            found[block.heading] = "\n\n".join(part for part in said if part)
         return found
 
     @cached_property
@@ -217,8 +231,8 @@ def _joined(blocks: list[tuple[Block, pd.DataFrame]]) -> pd.DataFrame:
         own = rows.copy()
         own.insert(0, "teacher", block.teacher)
         own.insert(1, "student", block.student)
-        whole = dict.fromkeys(("n", "paired seeds", "better seeds"), "Int64")
-        own = own.astype(whole)
+        whole = [name for name in ("n", "paired seeds", "better seeds") if name in own.columns]
+        own = own.astype(dict.fromkeys(whole, "Int64"))
         frames.append(own)
     return pd.concat(frames, ignore_index=True)
 

@@ -28,6 +28,11 @@ _APART, TOGETHER, _OPEN = "tell them apart", "do not tell them apart", "say noth
 Row = Mapping[Any, Any]  # a row of tabulation.block_table
 
 
+def signed(value: float) -> str:
+    """Two digits with their sign, +0.00 for what rounds to nothing from either side."""
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
 def finding(block: Block, table: pd.DataFrame) -> str:
     """Who is first and by how much, and which differences to the baseline the seeds and the test items do not tell apart:
     Markdown, a paragraph and a list.
@@ -85,7 +90,7 @@ def _no_gain(references: Sequence[Row], ranked: Sequence[Row]) -> list[str]:
     if not untrained:
         return []
     better = max(untrained, key=lambda row: row["avg"])
-    below = [f"{row['row']} ({row['avg'] - better['avg']:+.2f})" for row in ranked if row["avg"] <= better["avg"]]
+    below = [f"{row['row']} ({signed(row['avg'] - better['avg'])})" for row in ranked if row["avg"] <= better["avg"]]
     if len(below) == len(ranked) > 1:
         return [f"No row is above the {better['row']}: {', '.join(below)}."]
     return [f"Not above the {better['row']}: {', '.join(below)}."] if below else []
@@ -105,7 +110,7 @@ def _against(ranked: Sequence[Row], baseline: str) -> list[str]:
         if is_empty(row["difference"]):
             found.setdefault("With no seed in common", []).append(str(row["row"]))
         else:
-            found.setdefault(_kind(row, baseline), []).append(f"{row['row']} ({row['difference']:+.2f})")
+            found.setdefault(_kind(row, baseline), []).append(f"{row['row']} ({signed(row['difference'])})")
     return [f"{kind}: {', '.join(names)}." for kind, names in found.items()]
 
 
@@ -144,7 +149,7 @@ def _by_task(block: Block, own: Sequence[Row]) -> Iterable[str]:
     for task in tasks:
         if task not in won:
             lead = best[task][task] - theirs[task]
-            elsewhere.setdefault(str(best[task]["row"]), []).append(f"{task} {lead:+.2f}")
+            elsewhere.setdefault(str(best[task]["row"]), []).append(f"{task} {signed(lead)}")
     if elsewhere:
         winners = sorted(elsewhere.items(), key=lambda item: -len(item[1]))
         yield "First elsewhere: " + "; ".join(f"{row} ({', '.join(where)})" for row, where in winners) + "."
