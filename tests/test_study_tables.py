@@ -18,7 +18,7 @@ from made_up_study import METHODS, cells, identity, made_up_run, result, scores,
 from talas_lib import bench, compare, params, plots, spread
 from talas_lib.errors import TalasError
 from talas_lib.graph.estimates import Rates
-from talas_lib.study import cost, effects, markdown, on_record, resampling, tabulation, tuning, wording
+from talas_lib.study import charts, cost, effects, markdown, on_record, resampling, tabulation, tuning, wording
 from talas_lib.study import overview as studies
 from talas_lib.study.blocks import Block, Study
 from talas_lib.study.tabulation import block_table, choose, runs_table
@@ -172,7 +172,9 @@ def test_effects_of_the_parts_by_hand() -> None:
     found = {(row["part"], row["beside"]): row for row in table.to_dict("records")}
     lasd = found["LASD", effects.MEAN]
     assert (lasd["difference"], lasd["contrasts"], lasd["seeds"]) == (pytest.approx(3.0), 4, 2)
-    assert lasd["high"] - lasd["difference"] == pytest.approx(12.7062047)  # Student's t, one degree, sd sqrt 2, over sqrt 2
+    assert lasd["high"] - lasd["difference"] == pytest.approx(
+        12.7062047
+    )  # Student's t, one degree, sd sqrt 2, over sqrt 2
     assert found["SimCSE", "TAMD, adamw"]["difference"] == pytest.approx(-1)
     assert found["SimCSE", "TAMD + LASD, asam"]["difference"] == pytest.approx(0)
     assert found["SimCSE", effects.MEAN]["difference"] == pytest.approx(-0.5)
@@ -184,10 +186,17 @@ def test_effects_of_the_parts_by_hand() -> None:
     assert "LASD +3.00 (-9.71 to +15.71), SimCSE -0.50 (-0.50 to -0.50), ASAM +1.00" in said
     assert said.endswith("TAMD itself adds 40.00 to 40.00.")
     assert "What each part adds" in markdown.parts_table(block)
+    figure = charts.parts(table)
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "Beside TAMD, in the mean: LASD +3.00, SimCSE -0.50, ASAM +1.00"
+    assert [tick.get_text() for tick in axes.get_yticklabels()][:2] == ["LASD, mean", "beside TAMD, adamw"]
+    assert len(axes.get_yticklabels()) == 3 + 4 * 3
 
 
 def test_effects_are_of_shared_seeds_and_of_tables_with_subsets_only() -> None:
-    table = effects.effects(of_subsets(lambda number: number not in (0, 7)))  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
+    table = effects.effects(
+        of_subsets(lambda number: number not in (0, 7))
+    )  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
     lasd = table[(table["part"] == "LASD")].set_index("beside")
     assert lasd.loc["TAMD, adamw", "difference"] == 4
     assert lasd.loc["TAMD + SimCSE, asam", "difference"] == 2

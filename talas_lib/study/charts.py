@@ -15,8 +15,9 @@ from talas_lib.point_names import place_labels
 from talas_lib.study import paper_tables
 from talas_lib.study.blocks import Block
 from talas_lib.study.cost import reckoned
+from talas_lib.study.effects import ANCHOR, MEAN
 from talas_lib.study.tabulation import AVERAGES, MINUTES, OWN, REFERENCE, is_empty
-from talas_lib.study.wording import TOGETHER, verdicts
+from talas_lib.study.wording import TOGETHER, signed, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,6 +186,35 @@ def asam_controls(block: Block, table: pd.DataFrame) -> Figure:
     lowest = min(row["avg"] for row in rows.values())
     axes.set_title(f"Highest: {best['row']}, {best['avg']:.2f}; lowest {lowest:.2f}", fontsize="medium", wrap=True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
+# ---- what each part adds
+
+
+def parts(table: pd.DataFrame) -> Figure:
+    """What LASD, SimCSE and ASAM add beside TAMD: each contrast, and their mean in bold, with 95 % intervals over seeds.
+
+    table: effects.effects of a block, with at least one mean.
+    """
+    means = table[table["beside"] == MEAN]
+    rows: list[tuple[str, Mapping[Any, Any]]] = []
+    for mean in means.to_dict("records"):
+        own = table[(table["part"] == mean["part"]) & (table["beside"] != MEAN)]
+        single = [row for row in own.to_dict("records") if ANCHOR in row["beside"].split(",")[0].split(" + ")]
+        rows += [(f"{mean['part']}, mean", mean), *((f"beside {row['beside']}", row) for row in single)]
+    figure, (axes,) = _panels(1, 8, 0.28 * len(rows) + 1.4)
+    for place, (_, row) in enumerate(rows):
+        bold = row["beside"] == MEAN
+        reach = np.nan_to_num([[row["difference"] - row["low"]], [row["high"] - row["difference"]]])
+        style: dict[str, Any] = {"color": "k" if bold else "#888888", "linewidth": 2.5 if bold else 1}
+        axes.errorbar(row["difference"], place, xerr=reach, marker="o", markersize=6 if bold else 4, capsize=2, **style)
+    axes.axvline(0, color="k", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("points added to Avg, and their 95 % interval over seeds")
+    found = ", ".join(f"{row['part']} {signed(row['difference'])}" for row in means.to_dict("records"))
+    figure.suptitle(f"Beside TAMD, in the mean: {found}", fontsize="medium")
     return figure
 
 

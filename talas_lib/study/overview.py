@@ -136,7 +136,9 @@ class Report:
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
-        """Score against cost, against layers (the paper's figures 2 and 3), and ASAM's controls, for tables that vary these."""
+        """Score against cost, against layers (the paper's figures 2 and 3), ASAM's controls and what each part adds, for tables
+        that vary these.
+        """
         found: dict[str, Figure] = {}
         everything = [pair for name, pairs in self.blocks.items() if name != TUNE for pair in pairs if pair[0].members]
         for block, table in everything:
@@ -149,6 +151,10 @@ class Report:
         for block, table in everything:
             if charts.has_radii(block):
                 found[_named("", block, self.study)] = charts.asam_controls(block, table)
+        for block, _ in everything:
+            parts = effects.effects(block)
+            if (parts["beside"] == effects.MEAN).any():
+                found[_named("parts", block, self.study)] = charts.parts(parts)
         return found
 
     @property
