@@ -471,6 +471,30 @@ def test_runs_are_ranked_among_those_of_one_loss_one_measurement_and_one_suite(s
     assert [name.rpartition("; ")[2] for name in names] == ["scored on tiny", "scored on others", "scored on others"]
 
 
+def test_objectives_are_named_by_what_tells_them_apart():
+    def traits(changed="", suite="paper", batches=8, seed=42):
+        return {"changed": changed, "suite": suite, "batches": f"{batches} batches", "drawn": f"drawn by seed {seed}"}
+
+    examples = [
+        ("talas, cls", traits(batches=32)),
+        ("talas, cls", traits(batches=32, seed=43)),
+        ("talas, cls", traits()),
+        ("talas, cls", traits("without lasd")),
+        ("talas, mean", traits()),
+        ("simcse, cls", traits()),
+        ("simcse, cls", traits()),
+    ]
+    assert flatness._names(examples) == [
+        "talas, cls; 32 batches; drawn by seed 42",
+        "talas, cls; 32 batches; drawn by seed 43",
+        "talas, cls; 8 batches",
+        "talas, cls; without lasd",
+        "talas, mean",
+        "simcse, cls (1)",
+        "simcse, cls (2)",
+    ]
+
+
 def test_rank_correlations_are_scipys_within_objectives():
     from scipy.stats import spearmanr
 

@@ -180,14 +180,22 @@ def planes(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def between(lines: Mapping[str, Mapping[str, Any]], names: tuple[str, str] = ("first", "second")) -> Figure:
-    """Loss on the way from one solution (0) to another (1); records of `sharpness.stage.line_between` by label."""
+def between(
+    lines: Mapping[str, Mapping[str, Any]],
+    names: tuple[str, str] = ("first", "second"),
+    styles: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Figure:
+    """Loss on the way from one solution (0) to another (1); records of `sharpness.stage.line_between` by label.
+
+    styles: of a line by its label, what matplotlib's plot takes.
+    """
     figure, grid = _panels(1, 1, 7, 4)
     axes = grid[0][0]
     barriers = []
     for i, (label, line) in enumerate(lines.items()):
         at, losses = np.array(line["positions"]), np.array(line["losses"])
-        axes.plot(at, losses, color=plots.SPARE[i % len(plots.SPARE)], label=label)
+        style = (styles or {}).get(label, {"color": plots.SPARE[i % len(plots.SPARE)]})
+        axes.plot(at, losses, label=label, **style)
         inside = (at >= 0) & (at <= 1)
         chord = np.interp(at[inside], [0, 1], losses[inside][[0, -1]])
         barriers.append(float((losses[inside] - chord).max()))
@@ -200,8 +208,13 @@ def between(lines: Mapping[str, Mapping[str, Any]], names: tuple[str, str] = ("f
     return figure
 
 
+_MARKERS = ("o", "^", "s", "D")
+
+
 def flatness(rows: pd.DataFrame, correlations: pd.DataFrame, quantity: str = "lambda_max") -> Figure:
-    """Score over sharpness, a point a run, a panel an objective; rows and correlations as `flatness` gives them."""
+    """Score over sharpness, a point a run, a panel an objective; rows and correlations as `flatness` gives them. A marker stands
+    for a schedule, where a panel has several.
+    """
     kept = correlations[(correlations["quantity"] == quantity) & (correlations["objective"] != "all")]
     names = list(kept["objective"])
     columns = max(1, min(3, len(names)))
@@ -212,12 +225,17 @@ def flatness(rows: pd.DataFrame, correlations: pd.DataFrame, quantity: str = "la
     chosen = colours(list(rows["label"]))
     for axes, (_, found) in zip(grid.flat, kept.iterrows(), strict=False):
         own = rows[rows["objective"] == found["objective"]]
-        for label, group in own.groupby("label", sort=False):
-            axes.plot(group[quantity], group["score"], "o", markersize=5, color=chosen[str(label)], label=str(label))
-        axes.set_title(
-            f"{found['objective']}\nrank correlation {found['spearman']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
-            fontsize="small",
-        )
+        schedules = own[["epochs", "lr"]].drop_duplicates().sort_values(["lr", "epochs"]).to_dict("records")
+        varied = [name for name in ("epochs", "lr") if own[name].nunique() > 1]
+        for (label, epochs, lr), group in own.groupby(["label", "epochs", "lr"], sort=False):
+            more = {"epochs": f"{epochs} epochs", "lr": f"lr {lr:g}"}
+            marker = _MARKERS[schedules.index({"epochs": epochs, "lr": lr}) % len(_MARKERS)]
+            name = ", ".join([str(label), *(more[name] for name in varied)])
+            style: dict[str, Any] = {"color": chosen[str(label)], "marker": marker, "markersize": 5}
+            axes.plot(group[quantity], group["score"], linestyle="", label=name, **style)
+        said = f"rank correlation {found['spearman']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+        axes.set_title(f"{_in_lines(found['objective'], 48)}\n{said}", fontsize="small")
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel=_NAMES.get(quantity, quantity), ylabel=_NAMES["score"])
         axes.legend(frameon=False, fontsize="x-small")
     return figure

@@ -6,7 +6,7 @@ are ranked within one objective, and the runs of several are put together by ave
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _OBJECTIVE = ("teacher", "teachers", "student", "corpus", "method")
 
 
 def flatness_rows(found: Sequence[tuple[runs.Run, str | None]]) -> pd.DataFrame:
-    """One row a run that was measured and scored: run, objective, label, optimizer, rho, seed, epochs, score, and the quantities.
+    """One row a run that was measured and scored: run, objective, label, optimizer, rho, seed, epochs, lr, score, quantities.
 
     found: runs, each with the suite whose average is its score (None: the one scored last). objective: a name, equal for runs
     with equal student, teachers, corpus and method that were measured with equal settings and scored on one suite. Runs
@@ -46,11 +46,11 @@ def flatness_rows(found: Sequence[tuple[runs.Run, str | None]]) -> pd.DataFrame:
         }
         if objective not in objectives:
             objectives.append(objective)
-            traits = _traits(run, scored["suite"]["name"], record["settings"]["sharpness_batches"])
+            traits = _traits(run, scored["suite"]["name"], record["settings"])
             examples.append((f"{run.params.method}, {run.params.pooling}", traits))
         rows.append(_row(run, record, scored["avg"]) | {"objective": objectives.index(objective)})
     names = _names(examples)
-    columns = ["run", "objective", "label", "optimizer", "rho", "seed", "epochs", "score", *QUANTITIES]
+    columns = ["run", "objective", "label", "optimizer", "rho", "seed", "epochs", "lr", "score", *QUANTITIES]
     columns += ["lambda_max_residual", "converged"]
     return pd.DataFrame([row | {"objective": names[row["objective"]]} for row in rows], columns=columns)
 
@@ -66,23 +66,34 @@ def _row(run: runs.Run, record: dict[str, Any], score: float) -> dict[str, Any]:
     found = {name: head.get(name) for name in QUANTITIES} | {"lambda_max": record["lambda_max"]}
     rho = p.optimizer_spec.rho
     about = {"run": run.id, "label": optimizer_label(p.optimizer, rho), "optimizer": p.optimizer, "rho": rho}
-    about |= {"seed": p.seed, "epochs": p.epochs, "score": score}
+    about |= {"seed": p.seed, "epochs": p.epochs, "lr": p.lr, "score": score}
     return about | found | {name: record[name] for name in ("lambda_max_residual", "converged")}
 
 
-def _traits(run: runs.Run, suite: str, batches: int) -> dict[str, str]:
+def _traits(run: runs.Run, suite: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """What may tell the objectives of one method and pooling apart, in words."""
-    p = run.params
-    changed = ", ".join(f"{name} {value}" for name, value in sorted(p.method_params.items()))
-    return {"changed": changed, "suite": f"scored on {suite}", "batches": f"{batches} batches"}
+    changes = sorted(run.params.method_params.items())
+    gone = [name.removeprefix("weight_") for name, value in changes if name.startswith("weight_") and value == 0]
+    changed = [f"{name} {value}" for name, value in changes if name.removeprefix("weight_") not in gone]
+    changed += [f"without {' and '.join(gone)}"] if gone else []
+    return {
+        "changed": ", ".join(changed),
+        "suite": f"scored on {suite}",
+        "batches": f"{settings['sharpness_batches']} batches",
+        "drawn": f"drawn by seed {settings['seed']}",
+    }
 
 
 def _names(examples: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
-    """Method and pooling, with the traits that tell objectives of the same apart, and a number where these do not."""
+    """Method and pooling, with as many traits as tell the objectives of the same apart, and a number where these do not."""
     told = []
-    for plain, traits in examples:
-        rivals = [other for name, other in examples if name == plain]
-        apart = [value for trait, value in traits.items() if value and len({r[trait] for r in rivals}) > 1]
+    for place, (plain, traits) in enumerate(examples):
+        alike = [other for i, (name, other) in enumerate(examples) if name == plain and i != place]
+        apart = []
+        for trait, value in traits.items():
+            if any(other[trait] != value for other in alike):
+                apart += [value] if value else []
+                alike = [other for other in alike if other[trait] == value]
         told.append("; ".join([plain, *apart]))
     seen: dict[str, int] = {}
     names = []

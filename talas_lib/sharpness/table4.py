@@ -156,12 +156,33 @@ def lines(found: Sequence[runs.Run], settings: Mapping[str, Any], points: int) -
     for run in found:
         by_seed.setdefault(run.params.seed, []).append(run)
     followed = {}
-    for seed, group in by_seed.items():
+    for group in by_seed.values():
         for other in group[1:]:
             p = params.resolve("05_sharpness", {**settings, "run": group[0].id, "landscape": points})
-            label = f"to {_about(other, 0)['label']}, seed {seed}"
-            followed[label] = line_between(group[0], other, p)
+            followed[_way(other)] = line_between(group[0], other, p)
     return followed
+
+
+def _way(other: runs.Run) -> str:
+    """The name of the line to a run."""
+    return f"to {_about(other, 0)['label']}, seed {other.params.seed}"
+
+
+def _line_styles(found: Sequence[runs.Run]) -> dict[str, dict[str, Any]]:
+    """A colour an optimizer and a dash a seed, by the name of the line."""
+    from talas_lib.sharpness.charts import colours
+
+    seeds = list(dict.fromkeys(run.params.seed for run in found))
+    labels = {_way(run): _about(run, 0)["label"] for run in found}
+    chosen = colours(list(labels.values()))
+    dashes = ("-", "--", ":", "-.")
+    return {
+        _way(run): {
+            "color": chosen[labels[_way(run)]],
+            "linestyle": dashes[seeds.index(run.params.seed) % len(dashes)],
+        }
+        for run in found
+    }
 
 
 # ---- files
@@ -235,7 +256,7 @@ def _draw(
         figures["eigenvector"] = draw.along_eigenvector({label: shape["line"] for label, shape in shapes.items()})
         figures["planes"] = draw.planes({label: shape["plane"] for label, shape in shapes.items()})
     if ways:
-        figures["lines"] = draw.between(ways, (_about(found[0], 0)["label"], "the other"))
+        figures["lines"] = draw.between(ways, (_about(found[0], 0)["label"], "the other"), _line_styles(found))
     if not ranks.empty:
         figures["flatness"] = draw.flatness(rows, ranks)
     for name, figure in figures.items():
