@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -263,7 +264,7 @@ def test_every_preset_has_a_dry_run_without_its_models_or_data(
     monkeypatch.setenv("TALAS_OUTPUTS", str(tmp_path))
     assert main([name, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "Estimated in all: " in said
+    assert re.search(r"Estimated in all: [\d.]+ (hours|days) \(cpu\)", said)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,6 +276,8 @@ def test_the_dry_run_of_the_papers_study_prints_hours_for_both_machines(capsys: 
     (total,) = (line.split() for line in said.splitlines() if line.strip().startswith("all "))
     cpu, gpu = float(total[-2]), float(total[-1])
     assert cpu > gpu > 10
+    assert dry_run._in_all(cpu) == f"{cpu / 24:.1f} days"
+    assert dry_run._in_all(6.84) == "6.8 hours"
     assert "results/paper/table3.csv" in said
 
 

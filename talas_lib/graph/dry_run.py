@@ -214,8 +214,13 @@ def _sources(jobs: pd.DataFrame, machines: Sequence[Machine], of: plan.Plan) -> 
     unmeasured = sorted({s for run in of.runs for s in run.suites} - {"paper", "tweet-eval"})
     if unmeasured:
         said.append(f"- tasks of {', '.join(unmeasured)} were not measured: each counts as the paper's median task")
-    days = ", ".join(f"{float(str(jobs.loc['all', _hours(m)])) / 24:.1f} days ({m})" for m in machines)
-    return "\n".join([f"Estimated in all: {days}. Estimates, from", *said])
+    found = ", ".join(f"{_in_all(float(str(jobs.loc['all', _hours(m)])))} ({m})" for m in machines)
+    return "\n".join([f"Estimated in all: {found}. Estimates, from", *said])
+
+
+def _in_all(hours: float) -> str:
+    """Hours, or from two days on days."""
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
 
 
 # ---- seconds of one job
