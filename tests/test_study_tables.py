@@ -169,12 +169,15 @@ def of_subsets(which: Callable[[int], bool] = lambda _: True) -> Block:
 def test_effects_of_the_parts_by_hand() -> None:
     block = of_subsets()
     table = effects.effects(block)
-    found = {(row["part"], row["beside"]): row for row in table.to_dict("records")}
+    found = {(row["part"], row["beside"]): row for row in table[table["task"] == "avg"].to_dict("records")}
     lasd = found["LASD", effects.MEAN]
     assert (lasd["difference"], lasd["contrasts"], lasd["seeds"]) == (pytest.approx(3.0), 4, 2)
-    assert lasd["high"] - lasd["difference"] == pytest.approx(
-        12.7062047
-    )  # Student's t, one degree, sd sqrt 2, over sqrt 2
+    # four of eight rows rise by 2 from seed to seed: residuals of 1/2, in all 4 over 7 degrees of freedom
+    assert lasd["high"] - lasd["difference"] == pytest.approx(2.3646243 * math.sqrt(4 / 7 * 2 / (4 * 2)))
+    alone = found["LASD", "TAMD, adamw"]
+    assert alone["high"] - alone["difference"] == pytest.approx(12.7062047)  # one degree, sd sqrt 2, over sqrt 2
+    by_task = table[(table["beside"] == effects.MEAN) & (table["part"] == "LASD")].set_index("task")
+    assert by_task["difference"].to_dict() == pytest.approx(dict.fromkeys(["avg", *tabulation.tasks_of(block)], 3.0))
     assert found["SimCSE", "TAMD, adamw"]["difference"] == pytest.approx(-1)
     assert found["SimCSE", "TAMD + LASD, asam"]["difference"] == pytest.approx(0)
     assert found["SimCSE", effects.MEAN]["difference"] == pytest.approx(-0.5)
@@ -183,9 +186,11 @@ def test_effects_of_the_parts_by_hand() -> None:
     assert found["TAMD", "LASD, adamw"]["difference"] == pytest.approx(40)
     assert ("TAMD", effects.MEAN) not in found
     said = effects.in_words(table)
-    assert "LASD +3.00 (-9.71 to +15.71), SimCSE -0.50 (-0.50 to -0.50), ASAM +1.00" in said
+    assert "2 seeds: LASD +3.00 (+2.11 to +3.89), SimCSE -0.50 (-1.39 to +0.39), ASAM +1.00" in said
     assert said.endswith("TAMD itself adds 40.00 to 40.00.")
-    assert "What each part adds" in markdown.parts_table(block)
+    page = markdown.parts_table(block)
+    assert "What each part adds" in page
+    assert "| STS12 | +3.00 (+2.11 to +3.89) | -0.50" in page
     figure = charts.parts(table)
     (axes,) = figure.axes
     assert figure.get_suptitle() == "Beside TAMD, in the mean: LASD +3.00, SimCSE -0.50, ASAM +1.00"
@@ -193,11 +198,24 @@ def test_effects_of_the_parts_by_hand() -> None:
     assert len(axes.get_yticklabels()) == 3 + 4 * 3
 
 
+def test_simcse_as_a_method_is_no_subset_of_talas() -> None:
+    """Its temperature is another one: only ASAM's effect on it can be told."""
+    rows = {"method, method_params": [["simcse", {}], ["talas", {"weight_lasd": 0.0}], ["talas", {}]]}
+    values = study({"table2": {"title": "Parts", "grid": rows | {"optimizer": ["adamw", "asam"]}}})
+    for cell in cells(values):
+        on_record.keep(values, made_up_run(cell, lambda p, _: 50.0 + (p.optimizer == "asam")).id)
+    table = effects.effects(only(Study.open(values), "table2"))
+    beside = table[table["beside"].str.contains("SimCSE as a method")]
+    assert beside["part"].tolist() == ["ASAM"]
+    assert beside["difference"].tolist() == [pytest.approx(1.0)]
+    assert "TAMD" not in set(table["part"])
+
+
 def test_effects_are_of_shared_seeds_and_of_tables_with_subsets_only() -> None:
     table = effects.effects(
         of_subsets(lambda number: number not in (0, 7))
     )  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
-    lasd = table[(table["part"] == "LASD")].set_index("beside")
+    lasd = table[(table["part"] == "LASD") & (table["task"] == "avg")].set_index("beside")
     assert lasd.loc["TAMD, adamw", "difference"] == 4
     assert lasd.loc["TAMD + SimCSE, asam", "difference"] == 2
     assert effects.MEAN not in lasd.index  # no seed is in all contrasts

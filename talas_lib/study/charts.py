@@ -12,6 +12,7 @@ import pandas as pd
 
 from talas_lib import plots
 from talas_lib.point_names import place_labels
+from talas_lib.spread import AVERAGE
 from talas_lib.study import paper_tables
 from talas_lib.study.blocks import Block
 from talas_lib.study.cost import reckoned
@@ -197,6 +198,7 @@ def parts(table: pd.DataFrame) -> Figure:
 
     table: effects.effects of a block, with at least one mean.
     """
+    table = table[table["task"] == AVERAGE]
     means = table[table["beside"] == MEAN]
     rows: list[tuple[str, Mapping[Any, Any]]] = []
     for mean in means.to_dict("records"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from talas_lib.spread import AVERAGE
 from talas_lib.study import cost, effects, paper_tables, wording
 from talas_lib.study.blocks import Block
 from talas_lib.study.tabulation import AVERAGES, MINUTES, UNSEEN, is_empty, tasks_of
@@ -102,7 +103,11 @@ def _interval(low: float, high: float) -> str:
 
 
 def parts_table(block: Block) -> str:
-    """What each part of the objective adds, for a block whose rows are its subsets; else empty."""
+    """What each part of the objective adds, and by task, for a block whose rows are its subsets; else empty."""
+    table = effects.effects(block)
+    if table.empty:
+        return ""
+    ours = table[table["task"] == AVERAGE]
     rows = [
         [
             row["part"],
@@ -112,16 +117,30 @@ def parts_table(block: Block) -> str:
             str(row["contrasts"]),
             str(row["seeds"]),
         ]
-        for row in effects.effects(block).to_dict("records")
+        for row in ours.to_dict("records")
     ]
-    if not rows:
-        return ""
-    how = (
-        "Rows that differ in one part alone, paired by seed, with Student's 95 % interval over the seeds; a mean rests on several"
-        " such contrasts, taken seed by seed. No interval is corrected for their number."
-    )
     heads = ["part", "beside", "adds to Avg", "over seeds", "contrasts", "seeds"]
-    return f"### What each part adds\n\n{_table(heads, rows, left=2)}\n\n{how}"
+    parts = ["### What each part adds", _table(heads, rows, left=2)]
+    means = table[(table["beside"] == effects.MEAN) & (table["task"] != AVERAGE)]
+    if len(means):
+        found = {(row["task"], row["part"]): row for row in means.to_dict("records")}
+        names = list(dict.fromkeys(means["part"]))
+        by_task = [
+            [NAMES.get(task, task), *(_effect(found[task, name]) for name in names)]
+            for task in dict.fromkeys(means["task"])
+        ]
+        parts += ["The means by task:", _table(["", *names], by_task)]
+    parts.append(
+        "Rows that differ in one part alone, paired by seed, with Student's 95 % interval over the seeds; a mean rests on"
+        " several such contrasts, and its interval on the residual variance of all rows in them, seeds as blocks. No interval"
+        " is corrected for their number, and none is over test items. SimCSE as a method has another temperature than the"
+        " part."
+    )
+    return "\n\n".join(parts)
+
+
+def _effect(row: Mapping[Any, Any]) -> str:
+    return signed(row["difference"]) + ("" if is_empty(row["low"]) else f" ({_interval(row['low'], row['high'])})")
 
 
 def missing(block: Block) -> str:
