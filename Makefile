@@ -48,7 +48,7 @@ study: $(READY)  ## make all runs and tables of PRESET that are not on record; g
 study-dry: $(READY)  ## what `make study` would do: jobs, caches, estimated hours; ARGS='--tables table1' for a part
 	@$(RUN) python -m talas_lib $(PRESET) --dry-run $(ARGS)
 
-bench: $(READY)  ## time and memory of all that is done here beside the usual ways (about 15 idle minutes); writes results/bench
+bench: $(READY)  ## time and memory of all that is done here beside the usual ways (about 15 idle minutes); writes results/bench, or ARGS='--out FOLDER'
 	@$(RUN) python -m benchmarks $(ARGS)
 
 test: $(READY)  ## tests but the slow and the browser ones; needs no network

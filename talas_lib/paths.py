@@ -1,8 +1,8 @@
 """Where things lie on this machine: the project's folders and those named by environment variables.
 
-`TALAS_OUTPUTS` moves `outputs/` (it may lie outside the work tree), `TALAS_RESULTS` moves `results/`, `TALAS_DATA` and
-`TALAS_ASSETS` name folders of local data sets and local models. All functions read the environment at the call, so that tests and
-notebooks can change it.
+`TALAS_OUTPUTS` moves `outputs/` (it may lie outside the work tree), `TALAS_RESULTS` moves `results/` but for `results/bench`,
+which estimates of any study are reckoned from (the benchmarks have `--out`). `TALAS_DATA` and `TALAS_ASSETS` name folders of
+local data sets and local models. All functions read the environment at the call, so that tests and notebooks can change it.
 """
 
 from __future__ import annotations
