@@ -138,15 +138,13 @@ class Comparison:
 
     def _changes(self, p: Any) -> list[str]:
         """The settings of the method that differ; weights of 0 as `without <term>`."""
-        parts, without = list[str](), list[str]()
+        changed = {}
         for name, values in self.method_values(p).items():
             own = getattr(p.method_config, name)
-            weighs = name.startswith(_WEIGHT)
-            if weighs and own == 0:
-                without.append(name.removeprefix(_WEIGHT))
-            elif len({str(value) for value in values if not (weighs and value == 0)}) > 1:
-                parts.append(f"{name} {own}")
-        return [*parts, *([f"without {' and '.join(without)}"] if without else [])]
+            rivals = {str(value) for value in values if not _is_off(name, value)}
+            if _is_off(name, own) or len(rivals) > 1:
+                changed[name] = own
+        return settings_in_words(changed)
 
     def groups(self) -> dict[str, list[int]]:
         """Numbers of the runs of each group, in order of first appearance."""
@@ -170,6 +168,17 @@ class Comparison:
                 if own not in found:
                     found[own] = self.evaluation(i)["references"][name]
         return found
+
+
+def settings_in_words(changed: Mapping[str, Any]) -> list[str]:
+    """Settings of a method by name and value; weights of 0 together as `without <term>`, last."""
+    parts = [f"{name} {value}" for name, value in changed.items() if not _is_off(name, value)]
+    off = [name.removeprefix(_WEIGHT) for name, value in changed.items() if _is_off(name, value)]
+    return [*parts, *([f"without {' and '.join(off)}"] if off else [])]
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return name.startswith(_WEIGHT) and value == 0
 
 
 def _evaluated(record: Mapping[str, Any]) -> str:

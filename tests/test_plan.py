@@ -276,9 +276,12 @@ def test_the_dry_run_of_the_papers_study_prints_hours_for_both_machines(capsys: 
     (total,) = (line.split() for line in said.splitlines() if line.strip().startswith("all "))
     cpu, gpu = float(total[-2]), float(total[-1])
     assert cpu > gpu > 10
-    assert dry_run._in_all(cpu) == f"{cpu / 24:.1f} days"
-    assert dry_run._in_all(6.84) == "6.8 hours"
+    assert f"Estimated in all: {cpu / 24:.1f} days (cpu)" in said
     assert "results/paper/table3.csv" in said
+
+
+def test_estimates_are_in_hours_below_two_days() -> None:
+    assert [dry_run._in_all(hours) for hours in (6.84, 47.9, 48)] == ["6.8 hours", "47.9 hours", "2.0 days"]
 
 
 def test_sentences_of_a_run(project: Path) -> None:

@@ -188,7 +188,7 @@ def test_effects_of_the_parts_by_hand() -> None:
     said = effects.in_words(table)
     assert "2 seeds: LASD +3.00 (+2.11 to +3.89), SimCSE -0.50 (-1.39 to +0.39), ASAM +1.00" in said
     assert said.endswith("TAMD itself adds 40.00 to 40.00.")
-    page = markdown.parts_table(block)
+    page = markdown.parts_table(table)
     assert "What each part adds" in page
     assert "| STS12 | +3.00 (+2.11 to +3.89) | -0.50" in page
     figure = charts.parts(table)
@@ -212,9 +212,8 @@ def test_simcse_as_a_method_is_no_subset_of_talas() -> None:
 
 
 def test_effects_are_of_shared_seeds_and_of_tables_with_subsets_only() -> None:
-    table = effects.effects(
-        of_subsets(lambda number: number not in (0, 7))
-    )  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
+    gone = (0, 7)  # TAMD, adamw, 42; SimCSE and TAMD, asam, 43
+    table = effects.effects(of_subsets(lambda number: number not in gone))
     lasd = table[(table["part"] == "LASD") & (table["task"] == "avg")].set_index("beside")
     assert lasd.loc["TAMD, adamw", "difference"] == 4
     assert lasd.loc["TAMD + SimCSE, asam", "difference"] == 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from talas_lib import runs
+from talas_lib.comparison import settings_in_words
 from talas_lib.uncertainty import resampled
 
 if TYPE_CHECKING:
@@ -72,12 +73,8 @@ def _row(run: runs.Run, record: dict[str, Any], score: float) -> dict[str, Any]:
 
 def _traits(run: runs.Run, suite: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """What may tell the objectives of one method and pooling apart, in words."""
-    changes = sorted(run.params.method_params.items())
-    gone = [name.removeprefix("weight_") for name, value in changes if name.startswith("weight_") and value == 0]
-    changed = [f"{name} {value}" for name, value in changes if name.removeprefix("weight_") not in gone]
-    changed += [f"without {' and '.join(gone)}"] if gone else []
     return {
-        "changed": ", ".join(changed),
+        "changed": ", ".join(settings_in_words(dict(sorted(run.params.method_params.items())))),
         "suite": f"scored on {suite}",
         "batches": f"{settings['sharpness_batches']} batches",
         "drawn": f"drawn by seed {settings['seed']}",

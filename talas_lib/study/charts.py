@@ -203,7 +203,7 @@ def parts(table: pd.DataFrame) -> Figure:
     rows: list[tuple[str, Mapping[Any, Any]]] = []
     for mean in means.to_dict("records"):
         own = table[(table["part"] == mean["part"]) & (table["beside"] != MEAN)]
-        single = [row for row in own.to_dict("records") if ANCHOR in row["beside"].split(",")[0].split(" + ")]
+        single = [row for row in own.to_dict("records") if ANCHOR in row["beside"]]
         rows += [(f"{mean['part']}, mean", mean), *((f"beside {row['beside']}", row) for row in single)]
     figure, (axes,) = _panels(1, 8, 0.28 * len(rows) + 1.4)
     for place, (_, row) in enumerate(rows):

@@ -42,13 +42,15 @@ _HOW = (
 )
 
 
-def page(name: str, title: str, blocks: Sequence[tuple[Block, pd.DataFrame, str]], paper: str | None) -> str:
-    """The page of a table. blocks: each with its table (tabulation.block_table) and what it says in words."""
+def page(
+    name: str, title: str, blocks: Sequence[tuple[Block, pd.DataFrame, str, pd.DataFrame]], paper: str | None
+) -> str:
+    """The page of a table. blocks: each with its table (tabulation.block_table), what it says in words, and effects.effects."""
     parts = [f"# {name}: {title}"]
-    for block, table, words in blocks:
+    for block, table, words, added in blocks:
         parts += [f"## {block.teacher} to {block.student}", setting(block), own_table(block, table), missing(block)]
         how = cost.HOW if cost.reckoned(block) else cost.CLOCK
-        parts += [words, f"{_HOW.format(baseline=block.baseline)} {how}", parts_table(block)]
+        parts += [words, f"{_HOW.format(baseline=block.baseline)} {how}", parts_table(added)]
     if paper is not None:
         parts += list(paper_blocks(paper, [block for block, *_ in blocks]))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -102,9 +104,8 @@ def _interval(low: float, high: float) -> str:
     return _NOTHING if is_empty(low) or is_empty(high) else f"{signed(low)} to {signed(high)}"
 
 
-def parts_table(block: Block) -> str:
-    """What each part of the objective adds, and by task, for a block whose rows are its subsets; else empty."""
-    table = effects.effects(block)
+def parts_table(table: pd.DataFrame) -> str:
+    """What each part of the objective adds, and by task; empty for an empty table. table: effects.effects of a block."""
     if table.empty:
         return ""
     ours = table[table["task"] == AVERAGE]

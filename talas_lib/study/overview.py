@@ -96,15 +96,18 @@ class Report:
             scores = dict.fromkeys((*tabulation.CRITERION, "criterion"), 4)
             found[TUNE] = self.tuning.round(scores)
             found["choice"] = found[TUNE][self.tuning["chosen"]].drop(columns="chosen")
-        return found | self._effects
+        return found | self._parts_tables()
 
-    @property
-    def _effects(self) -> dict[str, pd.DataFrame]:
-        """What each part of the objective adds, as `<table>-parts`, of tables with its subsets."""
+    @cached_property
+    def effects(self) -> dict[str, pd.DataFrame]:
+        """What each part of the objective adds, by a block's heading; empty of blocks that are no table of its subsets."""
+        return {block.heading: effects.effects(block) for pairs in self.blocks.values() for block, _ in pairs}
+
+    def _parts_tables(self) -> dict[str, pd.DataFrame]:
+        """The same as it is written, `<table>-parts`."""
         found = {}
-        for name, blocks in self.blocks.items():
-            of_pairs = [(block, effects.effects(block)) for block, _ in blocks]
-            filled = [(block, rows) for block, rows in of_pairs if len(rows)]
+        for name, pairs in self.blocks.items():
+            filled = [(block, rows) for block, _ in pairs if len(rows := self.effects[block.heading])]
             if filled:
                 found[f"{name}-parts"] = _joined(filled).round(6)
         return found
@@ -116,7 +119,7 @@ class Report:
         found = {}
         for block, rows in everything:
             chance = wording.seeds_elsewhere(block, (other for other, _ in everything))
-            parts = effects.in_words(effects.effects(block))
+            parts = effects.in_words(self.effects[block.heading])
             said = (wording.finding(block, rows), parts, chance)
             found[block.heading] = "\n\n".join(part for part in said if part)
         return found
@@ -130,7 +133,8 @@ class Report:
                 blocks = self.study.blocks[table.name]
                 found[table.name] = markdown.tuning_page(f"{table.name}: {table.title}", self.tuning, blocks)
             else:
-                said = [(block, rows, self.words[block.heading]) for block, rows in self.blocks[table.name]]
+                pairs = self.blocks[table.name]
+                said = [(block, rows, self.words[block.heading], self.effects[block.heading]) for block, rows in pairs]
                 found[table.name] = markdown.page(table.name, table.title, said, table.paper)
         return found
 
@@ -152,7 +156,7 @@ class Report:
             if charts.has_radii(block):
                 found[_named("", block, self.study)] = charts.asam_controls(block, table)
         for block, _ in everything:
-            parts = effects.effects(block)
+            parts = self.effects[block.heading]
             if (parts["beside"] == effects.MEAN).any():
                 found[_named("parts", block, self.study)] = charts.parts(parts)
         return found
